@@ -1,0 +1,22 @@
+"""Function transforms that smooth explanations: each takes a function and returns a function."""
+
+from smoothjax import attribution as attribution
+from smoothjax import reductions as reductions
+from smoothjax.attribution import expected_gradients as expected_gradients
+from smoothjax.attribution import input_times_gradient as input_times_gradient
+from smoothjax.attribution import integrated_gradients as integrated_gradients
+from smoothjax.attribution import saliency as saliency
+from smoothjax.noise import adaptive as adaptive
+from smoothjax.noise import by_path as by_path
+from smoothjax.noise import relative as relative
+from smoothjax.pooling import pool as pool
+from smoothjax.smoothing import adaptgrad as adaptgrad
+from smoothjax.smoothing import fusiongrad as fusiongrad
+from smoothjax.smoothing import noisegrad as noisegrad
+from smoothjax.smoothing import smoothgrad as smoothgrad
+from smoothjax.smoothing import squaregrad as squaregrad
+from smoothjax.smoothing import vargrad as vargrad
+from smoothjax.transform import is_stochastic as is_stochastic
+from smoothjax.transform import stochastic as stochastic
+
+__version__ = "0.1.0"

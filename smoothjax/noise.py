@@ -1,0 +1,323 @@
+"""What is drawn: noise levels, selections of leaves, and noise on the leaves of any pytree.
+
+A noise level `sigma` and a selection `where` follow one grammar: a value for everything, a pytree
+prefix of values, or one function of the whole argument that returns either.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.scipy.special import erfinv
+
+from smoothjax.transform import check_callable
+
+PyTree = Any
+Rule = Callable[[PyTree], PyTree]
+
+
+def relative(level: Any) -> Rule:
+    """Returns the noise-level rule of SmoothGrad: `level` times each leaf's range (max - min).
+
+    Args:
+      level: a fraction of the range, such as 0.15; may be traced.
+
+    Returns:
+      A function from an argument to a pytree of levels in the argument's units, for `sigma`.
+
+    Raises:
+      ValueError: if `level` is a negative number; when called, for a leaf of one element, which has
+        no range.
+
+    Source: Smilkov et al. 2017, arXiv 1706.03825.
+
+    >>> import jax.numpy as jnp, smoothjax as sj
+    >>> print(sj.relative(0.15)(jnp.array([-1.0, 0.0, 3.0])))
+    0.6
+    """
+    _check_not_negative(level, "relative: level")
+
+    def rule(argument):
+        def of_leaf(path, leaf):
+            if not is_inexact(leaf):
+                return 0.0
+            leaf = jnp.asarray(leaf)
+            if leaf.size < 2:
+                raise ValueError(
+                    f"relative noise is a fraction of max - min, and {_where_is(path)} of shape "
+                    f"{leaf.shape} has none. Give sigma in the argument's own units."
+                )
+            wide = leaf.astype(wide_dtype(leaf.dtype))
+            return jnp.asarray(level, wide.dtype) * (jnp.max(wide) - jnp.min(wide))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, argument)
+
+    return rule
+
+
+def adaptive(bounds: tuple[Any, Any], confidence: Any = 0.95) -> Rule:
+    """Returns the noise-level rule of AdaptGrad: per element, from its distance to the bounds.
+
+    `sigma_i = min(|x_i - lo|, |x_i - hi|) / (sqrt(2) erfinv(confidence))`, so that a draw leaves
+    `[lo, hi]` with probability at most `1 - confidence`. An element on or outside a bound gets 0.
+
+    Args:
+      bounds: a pair (lo, hi) of numbers or arrays that broadcast to each leaf, per channel for
+        example, in the argument's own units: the domain of its values.
+      confidence: above 0 and below 1; may be traced.
+
+    Returns:
+      A function from an argument to a pytree of levels in the argument's units, for `sigma`.
+
+    Raises:
+      ValueError: if the bounds are no pair with lo < hi everywhere, if the confidence is not inside
+        (0, 1), or, when called, if the bounds do not broadcast to a leaf.
+
+    Source: Zhou et al. 2025, arXiv 2410.07711.
+
+    >>> import jax.numpy as jnp, smoothjax as sj
+    >>> print(sj.adaptive((0.0, 1.0), 0.5)(jnp.array([0.0, 0.25, 0.5, 2.0])).round(2))
+    [0.   0.37 0.74 0.  ]
+    """
+    try:
+        lo, hi = bounds
+    except (TypeError, ValueError):
+        raise ValueError(f"adaptive: bounds must be a pair (lo, hi); got {bounds!r:.80}.") from None
+    if _is_concrete(lo) and _is_concrete(hi) and not np.all(np.asarray(lo) < np.asarray(hi)):
+        raise ValueError(f"adaptive: bounds must have lo < hi everywhere; got {lo} and {hi}.")
+    if _is_concrete(confidence) and not 0 < confidence < 1:
+        raise ValueError(
+            f"adaptive: confidence must be inside (0, 1), like 0.95; got {confidence}."
+        )
+
+    def rule(argument):
+        def of_leaf(path, leaf):
+            if not is_inexact(leaf):
+                return 0.0
+            leaf = jnp.asarray(leaf)
+            x = leaf.astype(wide_dtype(leaf.dtype))
+            low = broadcast(lo, x, "adaptive: the lower bound", path)
+            high = broadcast(hi, x, "adaptive: the upper bound", path)
+            room = jnp.maximum(jnp.minimum(x - low, high - x), 0)
+            return room / (math.sqrt(2) * erfinv(jnp.asarray(confidence, x.dtype)))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, argument)
+
+    return rule
+
+
+def by_path(predicate: Callable[[str], bool]) -> Rule:
+    """Returns a selection for `where`: the leaves whose path satisfies `predicate`.
+
+    Args:
+      predicate: a function from a path such as "layer/kernel" to True (perturb) or False. The path
+        of a leaf is `jax.tree_util.keystr(path, simple=True, separator="/")`.
+
+    Returns:
+      A function from an argument to a pytree of bools.
+
+    Raises:
+      TypeError: if `predicate` is not callable.
+
+    >>> import smoothjax as sj
+    >>> sj.by_path(lambda path: path.endswith("kernel"))({"layer": {"kernel": 1.0, "bias": 2.0}})
+    {'layer': {'bias': False, 'kernel': True}}
+    """
+    check_callable(predicate, "by_path")
+
+    def select(argument):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(predicate(_path_string(path))), argument
+        )
+
+    return select
+
+
+def additive(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns `leaf + noise`: SmoothGrad's noise."""
+    return leaf + noise
+
+
+def multiplicative(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns `leaf * (1 + noise)`: NoiseGrad's noise."""
+    return leaf * (1 + noise)
+
+
+def check_has_inexact(argument: PyTree, name: str) -> None:
+    """Raises if an argument has no floating-point array to perturb or to differentiate."""
+    leaves = jax.tree.leaves(argument)
+    if not any(map(is_inexact, leaves)):
+        got = ", ".join(sorted(set(map(_kind, leaves)))) or "no leaves at all"
+        raise TypeError(
+            f"{name} needs floating-point arrays, but the argument holds {got}. Convert it, "
+            "x.astype(jnp.float32), or choose another argument with argnum."
+        )
+
+
+def check_noise(name: str, sigma: Any, where: Any, sampler: Any) -> None:
+    """Raises for settings of the noise that are wrong whatever the argument will be."""
+    if isinstance(sigma, str) or sigma is None:
+        raise TypeError(
+            f"{name}: sigma must be a number, array, pytree or function; got {sigma!r}."
+        )
+    for level in jax.tree.leaves(sigma):
+        _check_not_negative(level, f"{name}: sigma")
+    if where is not None and not _is_function(where):
+        for selected in jax.tree.leaves(where):
+            _check_bool(selected, name)
+    check_callable(sampler, f"{name}: sampler")
+
+
+def levels(name: str, argument: PyTree, sigma: Any, where: Any) -> list[jax.Array | None]:
+    """Returns the noise level of each leaf of `argument`, None for a leaf to leave untouched.
+
+    Each level has the shape of its leaf and the dtype of its noise.
+    """
+    check_has_inexact(argument, name)
+    paths_leaves, _ = jax.tree_util.tree_flatten_with_path(argument)
+    selected = resolve(True if where is None else where, argument, f"{name}: where")
+    sigmas = resolve(sigma, argument, f"{name}: sigma")
+
+    def of_leaf(path, leaf, chosen, level):
+        _check_bool(chosen, name)
+        if not (chosen and is_inexact(leaf)):
+            return None
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}: {_where_is(path)} is complex, and only real leaves are perturbed. Split "
+                "it into real and imaginary parts, or leave it out with `where`."
+            )
+        return broadcast(level, jnp.asarray(leaf), f"{name}: sigma", path)
+
+    chosen_levels = [
+        of_leaf(path, leaf, chosen, level)
+        for (path, leaf), chosen, level in zip(paths_leaves, selected, sigmas, strict=True)
+    ]
+    if all(level is None for level in chosen_levels):
+        raise ValueError(
+            f"{name}: `where` selects no floating-point leaf of "
+            f"{[_path_string(path) for path, _ in paths_leaves]!s:.200}."
+        )
+    return chosen_levels
+
+
+def perturb(
+    key: jax.Array,
+    argument: PyTree,
+    sigmas: list[jax.Array | None],
+    sampler: Callable[..., jax.Array],
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+) -> PyTree:
+    """Returns `argument` with `combine(leaf, sigma * eps)` for each leaf that has a level.
+
+    The leaf at position i among all leaves draws with `fold_in(key, i)`, so that selecting other
+    leaves moves no leaf's noise. Noise is drawn and combined in at least float32, then cast back.
+    """
+    leaves, treedef = jax.tree.flatten(argument)
+
+    def of_leaf(position, leaf, sigma):
+        if sigma is None:
+            return leaf
+        leaf = jnp.asarray(leaf)
+        eps = sampler(jax.random.fold_in(key, position), leaf.shape, sigma.dtype)
+        if jnp.shape(eps) != leaf.shape:
+            raise ValueError(
+                f"sampler(key, shape, dtype) must return an array of the shape {leaf.shape} that "
+                f"it is asked for; got {jnp.shape(eps)}."
+            )
+        return combine(leaf.astype(sigma.dtype), sigma * eps.astype(sigma.dtype)).astype(leaf.dtype)
+
+    return treedef.unflatten(
+        [
+            of_leaf(i, leaf, sigma)
+            for i, (leaf, sigma) in enumerate(zip(leaves, sigmas, strict=True))
+        ]
+    )
+
+
+def _is_function(rule):
+    # A module can be callable, and is still a pytree of values.
+    return callable(rule) and jax.tree_util.all_leaves([rule])
+
+
+def resolve(rule: Any, argument: PyTree, what: str) -> list[Any]:
+    """Returns the values of a rule, one for each leaf of the argument."""
+    values = rule(argument) if _is_function(rule) else rule
+    flat = []
+    try:
+        jax.tree.map(
+            lambda v, tree: flat.extend([v] * len(jax.tree.leaves(tree))), values, argument
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must be one value or a pytree prefix of the argument, whose structure is "
+            f"{jax.tree.structure(argument)!s:.200}; {error}"
+        ) from None
+    return flat
+
+
+def broadcast(value: Any, leaf: jax.Array, what: str, path: tuple = ()) -> jax.Array:
+    """Returns `value` as an array of the leaf's shape, in the dtype of the leaf's noise."""
+    dtype = wide_dtype(leaf.dtype)
+    try:
+        shape = np.broadcast_shapes(np.shape(value), leaf.shape)
+    except ValueError:
+        shape = None
+    if shape != leaf.shape:
+        raise ValueError(
+            f"{what} of shape {np.shape(value)} does not broadcast to {_where_is(path)} of shape "
+            f"{leaf.shape}."
+        )
+    return jnp.broadcast_to(jnp.asarray(value, dtype), leaf.shape)
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """Returns the dtype in which a leaf is computed with: at least float32."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _is_array(leaf):
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Returns whether a leaf is an array of floating-point or complex numbers."""
+    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _is_concrete(value):
+    return not isinstance(value, Tracer)
+
+
+def _kind(leaf):
+    return (
+        f"an array of dtype {leaf.dtype}" if _is_array(leaf) else f"a Python {type(leaf).__name__}"
+    )
+
+
+def _path_string(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _where_is(path):
+    return f"the leaf {_path_string(path)!r}" if path else "the argument"
+
+
+def _check_bool(value, name):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"{name}: `where` holds bools, True to perturb a whole leaf; got {value!r:.80}. To "
+            "spare some elements of a leaf, pass an array with zeros as sigma."
+        )
+
+
+def _check_not_negative(value, what):
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{what} must be a number or an array; got {value!r}.")
+    if is_number and value < 0:
+        raise ValueError(f"{what} must not be negative; got {value}.")

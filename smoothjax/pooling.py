@@ -1,0 +1,57 @@
+"""Pooling a map over its channels: the one place where that choice is made."""
+
+from collections.abc import Callable
+
+import jax
+
+from smoothjax.reductions import check_no_estimate
+from smoothjax.transform import (
+    Explainer,
+    check_callable,
+    check_integer,
+    is_stochastic,
+    keyed,
+    named,
+)
+
+
+def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> Explainer:
+    """Returns an explainer of `how(explain(...), axis=axis)`, such as one value per pixel.
+
+    Maps are signed and per channel until you say otherwise. Sums keep the sign, so that opposite
+    channels cancel; absolute sums and norms do not. Pooling first and averaging later is another
+    map than averaging first: compare `smoothgrad(pool(f, how))` with `pool(smoothgrad(f), how)`.
+
+    Args:
+      explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first.
+      how: a function `how(array, axis=axis)` that removes the axis: `jnp.sum` (signed),
+        `jnp.linalg.norm` (L2), `functools.partial(jnp.linalg.norm, ord=1)` (absolute sum),
+        `jnp.max`.
+      axis: the channel axis of each leaf.
+
+    Returns:
+      An explainer, stochastic if `explain` is, whose leaves lack the axis.
+
+    Raises:
+      TypeError: if `explain` or `how` is no function, if `axis` is no integer, or, when called, if
+        `explain` returns an `Estimate`, whose standard error cannot be pooled.
+
+    Cost: that of `explain`.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.pool(jax.grad(lambda params, x: jnp.sum(params * x), argnums=1), jnp.sum)
+    >>> explain(jnp.array([[1.0, -1.0], [2.0, 3.0]]), jnp.ones((2, 2)))
+    Array([0., 5.], dtype=float32)
+    """
+    check_callable(explain, "pool")
+    check_callable(how, "pool: how")
+    axis = check_integer(axis, "pool: axis")
+    inner = keyed(explain)
+
+    @named("pool", explain, takes_key=is_stochastic(explain))
+    def pooled(key, *args, **kwargs):
+        attribution = inner(key, *args, **kwargs)
+        check_no_estimate(attribution, "pool")
+        return jax.tree.map(lambda leaf: how(leaf, axis=axis), attribution)
+
+    return pooled

@@ -1,0 +1,271 @@
+"""How the draws of an explanation become one answer.
+
+A reduction is three functions: `init(draw, num)` makes the state from the shape of one draw and the
+number of draws, `update(state, draws)` takes in draws stacked along a leading axis, and
+`finalize(state)` gives the answer. Sums accumulate in at least float32, and what estimates a draw
+has the dtype of a draw.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Reduction(NamedTuple):
+    """How draws become one answer.
+
+    Attributes:
+      init: `init(draw, num) -> state`, with `draw` a pytree of `jax.ShapeDtypeStruct`.
+      update: `update(state, draws) -> state`, with the draws stacked along a leading axis.
+      finalize: `finalize(state) -> answer`.
+      min_samples: the least number of draws for which the answer is defined.
+    """
+
+    init: Callable[[PyTree, int], PyTree]
+    update: Callable[[PyTree, PyTree], PyTree]
+    finalize: Callable[[PyTree], PyTree]
+    min_samples: int = 1
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo mean with its standard error.
+
+    Attributes:
+      mean: the mean of the draws, like one draw.
+      stderr: the standard error of each entry of the mean, in at least float32.
+      num_samples: the number of draws that were taken.
+    """
+
+    mean: PyTree
+    stderr: PyTree
+    num_samples: jax.Array
+
+
+def relative_error(estimate: Estimate) -> jax.Array:
+    """Returns the Monte-Carlo error of a map relative to the map itself, a scalar.
+
+    It is `sqrt(V / max(P - V, 0))` with `V = ||stderr||^2` and `P = ||mean||^2`, norms over the
+    whole pytree, and infinite where `P <= V`. Noise inflates the norm of the mean by V on average,
+    so the plain ratio would never exceed 1; this one estimates the error relative to the noise-free
+    map.
+
+    Args:
+      estimate: what an explainer with `reduction=mean_and_stderr()` returns.
+
+    Returns:
+      A float32 scalar (float64 for float64 maps), 0 or more.
+
+    >>> import jax.numpy as jnp
+    >>> from smoothjax.reductions import Estimate, relative_error
+    >>> print(relative_error(Estimate(jnp.array([3.0, 4.0]), jnp.array([0.0, 3.0]), 10)))
+    0.75
+    """
+
+    def norm2(tree):
+        return sum(jnp.sum(_abs2(x.astype(_wide(x.dtype)))) for x in jax.tree.leaves(tree))
+
+    noise, power = norm2(estimate.stderr), norm2(estimate.mean)
+    signal = power - noise
+    return jnp.where(signal > 0, jnp.sqrt(noise / jnp.where(signal > 0, signal, 1)), jnp.inf)
+
+
+def mean() -> Reduction:
+    """Returns the reduction to the mean of the draws.
+
+    Integer draws average to float32.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.smoothgrad(lambda params, x: x, 1.0, reduction=sj.reductions.mean())
+    >>> jax.jit(explain)(jax.random.key(0), None, jnp.zeros((2, 3))).shape
+    (2, 3)
+    """
+    return _averaged(lambda draws: draws)
+
+
+def mean_square() -> Reduction:
+    """Returns the reduction to the mean of the squared draws (SquareGrad).
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.smoothgrad(lambda params, x: x, 0.0, reduction=sj.reductions.mean_square())
+    >>> print(explain(jax.random.key(0), None, jnp.array([1.0, -3.0])))
+    [1. 9.]
+    """
+    return _averaged(_abs2)
+
+
+def variance() -> Reduction:
+    """Returns the reduction to the unbiased variance of the draws (VarGrad); at least two draws.
+
+    Chunks of draws are merged by their means and squared deviations (Chan et al. 1979), which does
+    not cancel in float32 as mean of squares minus square of mean does.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.smoothgrad(lambda params, x: x, 0.5, reduction=sj.reductions.variance())
+    >>> explain(jax.random.key(0), None, jnp.ones((2, 3))).shape
+    (2, 3)
+    """
+
+    def finalize(state):
+        spread = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
+        return _cast(spread, state.dtypes)
+
+    return Reduction(_moments_init, _moments_update, finalize, min_samples=2)
+
+
+def mean_and_stderr() -> Reduction:
+    """Returns the reduction to an `Estimate`: mean, standard error of the mean, number of draws.
+
+    At least two draws. Only the outermost transform may return an `Estimate`: a transform that is
+    handed one raises a TypeError.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.smoothgrad(lambda params, x: x, 0.5, reduction=sj.reductions.mean_and_stderr())
+    >>> estimate = explain(jax.random.key(0), None, jnp.ones((2, 3)))
+    >>> estimate.mean.shape, estimate.stderr.shape, int(estimate.num_samples)
+    ((2, 3), (2, 3), 50)
+    """
+
+    def finalize(state):
+        n = state.count
+        stderr = jax.tree.map(lambda m2: jnp.sqrt(m2 / (n * (n - 1)).astype(m2.dtype)), state.m2)
+        return Estimate(_cast(state.mean, state.dtypes), stderr, n.astype(jnp.int32))
+
+    return Reduction(_moments_init, _moments_update, finalize, min_samples=2)
+
+
+def stack() -> Reduction:
+    """Returns the reduction that keeps every draw, along a new leading axis.
+
+    Its memory grows with the number of draws.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = sj.smoothgrad(lambda params, x: x, 0.5, reduction=sj.reductions.stack())
+    >>> explain(jax.random.key(0), None, jnp.ones((2, 3))).shape
+    (50, 2, 3)
+    """
+
+    def init(draw, num):
+        return jnp.int32(0), jax.tree.map(lambda d: jnp.zeros((num, *d.shape), d.dtype), draw)
+
+    def update(state, draws):
+        start, buffers = state
+        write = jax.lax.dynamic_update_slice_in_dim
+        return start + _num(draws), jax.tree.map(
+            lambda buffer, d: write(buffer, d, start, axis=0), buffers, draws
+        )
+
+    return Reduction(init, update, lambda state: state[1])
+
+
+def check_no_estimate(draw: PyTree, name: str) -> None:
+    """Raises if a transform is handed an `Estimate`, whose standard error it would not carry on."""
+
+    def is_estimate(node):
+        return isinstance(node, Estimate)
+
+    if any(map(is_estimate, jax.tree.leaves(draw, is_leaf=is_estimate))):
+        raise TypeError(
+            f"{name} was handed an Estimate. mean_and_stderr() belongs to the outermost transform "
+            "only: give the inner one reduction=mean() (the default)."
+        )
+
+
+# Dtypes are no arrays, so they ride along as static fields of the states.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    count: jax.Array
+    total: PyTree
+    dtypes: tuple = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    count: jax.Array
+    mean: PyTree
+    m2: PyTree
+    dtypes: tuple = dataclasses.field(metadata={"static": True})
+
+
+def _averaged(transform):
+    """The mean of `transform(draw)`."""
+
+    def init(draw, num):
+        del num
+        draw = jax.eval_shape(lambda d: jax.tree.map(transform, d), draw)
+        total = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
+        return _Sum(jnp.float32(0), total, _answer_dtypes(draw))
+
+    def update(state, draws):
+        def add(total, d):
+            return total + jnp.sum(transform(d.astype(_wide(d.dtype))), axis=0)
+
+        total = jax.tree.map(add, state.total, draws)
+        return dataclasses.replace(state, count=state.count + _num(draws), total=total)
+
+    def finalize(state):
+        average = jax.tree.map(lambda t: t / state.count.astype(t.dtype), state.total)
+        return _cast(average, state.dtypes)
+
+    return Reduction(init, update, finalize)
+
+
+def _moments_init(draw, num):
+    del num
+    center = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
+    spread = jax.tree.map(lambda c: jnp.zeros(c.shape, _real(c.dtype)), center)
+    return _Moments(jnp.float32(0), center, spread, _answer_dtypes(draw))
+
+
+def _moments_update(state, draws):
+    n, m = state.count, _num(draws)
+
+    def merge(center, spread, d):
+        d = d.astype(center.dtype)
+        chunk_center = jnp.mean(d, axis=0)
+        chunk_spread = jnp.sum(_abs2(d - chunk_center[None]), axis=0)
+        gap = chunk_center - center
+        center = center + gap * (m / (n + m)).astype(gap.dtype)
+        return center, spread + chunk_spread + _abs2(gap) * (n * m / (n + m)).astype(spread.dtype)
+
+    merged = jax.tree.map(merge, state.mean, state.m2, draws)
+    treedef = jax.tree.structure(state.mean)
+    center, spread = jax.tree.transpose(treedef, jax.tree.structure((0, 0)), merged)
+    return dataclasses.replace(state, count=n + m, mean=center, m2=spread)
+
+
+def _num(draws):
+    return jax.tree.leaves(draws)[0].shape[0]
+
+
+def _wide(dtype):
+    """The dtype that sums of `dtype` accumulate in: at least float32."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)
+    return jnp.dtype(dtype)
+
+
+def _real(dtype):
+    return jnp.finfo(dtype).dtype
+
+
+def _abs2(x):
+    return jnp.real(x * jnp.conj(x))
+
+
+def _answer_dtypes(draw):
+    def answer(d):
+        return d.dtype if jnp.issubdtype(d.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
+
+    return tuple(answer(d) for d in jax.tree.leaves(draw))
+
+
+def _cast(tree, dtypes):
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([x.astype(d) for x, d in zip(leaves, dtypes, strict=True)])

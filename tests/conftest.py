@@ -1,0 +1,41 @@
+"""JAX is made strict before it starts: no silent promotion of ranks or dtypes, eight CPU devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(7)
+
+
+@pytest.fixture
+def params():
+    return {
+        "first": {
+            "kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4),
+            "bias": jnp.array([0.1, -0.2, 0.3, 0.0]),
+        },
+        "last": jnp.array([0.5, -1.0, 2.0, 1.5]),
+    }
+
+
+@pytest.fixture
+def score():
+    """A small smooth network from x of shape (3,) to a scalar."""
+
+    def score(params, x):
+        hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+        return hidden @ params["last"]
+
+    return score

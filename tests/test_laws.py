@@ -1,0 +1,284 @@
+"""Every transform is a row of one table, and every law is asked of every row it applies to."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothjax as sj
+from smoothjax import reductions
+
+X = jnp.array([0.3, -0.7, 1.1])
+BOUNDS = (-2.0, 2.0)
+
+
+class Transform(NamedTuple):
+    """`build(explain, num_samples=, chunk_size=)` at a usual noise level, and the same at zero noise.
+
+    `limit` is what zero noise makes of a map: the map itself, its square, or zero.
+    """
+
+    build: callable
+    silent: callable
+    limit: callable
+    traces: int = 3
+
+
+def _fusion(sigma_weights, sigma_inputs):
+    def build(explain, num_samples, chunk_size):
+        inner = sj.smoothgrad(explain, sigma_inputs, num_samples=3, chunk_size=2)
+        return sj.noisegrad(inner, sigma_weights, num_samples=num_samples, chunk_size=chunk_size)
+
+    return build
+
+
+def _same(a):
+    return a
+
+
+def _additive_weights(explain, sigma=0.2, **kwargs):
+    return sj.smoothgrad(explain, sigma, argnum=0, **kwargs)
+
+
+TRANSFORMS = {
+    "smoothgrad": Transform(sj.smoothgrad, functools.partial(sj.smoothgrad, sigma=0.0), _same),
+    "noisegrad": Transform(sj.noisegrad, functools.partial(sj.noisegrad, sigma=0.0), _same),
+    "additive weights": Transform(
+        _additive_weights, functools.partial(_additive_weights, sigma=0.0), _same
+    ),
+    "noisegrad of smoothgrad": Transform(_fusion(0.1, 0.1), _fusion(0.0, 0.0), _same, traces=9),
+    "adaptgrad": Transform(
+        functools.partial(sj.adaptgrad, bounds=BOUNDS),
+        lambda explain, **kwargs: sj.smoothgrad(explain, lambda x: 0.0 * x, **kwargs),
+        _same,
+    ),
+    "vargrad": Transform(
+        sj.vargrad, functools.partial(sj.vargrad, sigma=0.0), lambda a: jnp.zeros_like(a)
+    ),
+    "squaregrad": Transform(
+        sj.squaregrad, functools.partial(sj.squaregrad, sigma=0.0), lambda a: a**2
+    ),
+}
+
+each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+
+
+@pytest.fixture
+def explain(score):
+    return jax.grad(score, argnums=1)
+
+
+@each_transform
+def test_zero_noise_gives_the_limit(transform, explain, key, params):
+    silent = transform.silent(explain, num_samples=5, chunk_size=2)
+    close(silent(key, params, X), transform.limit(explain(params, X)))
+
+
+@each_transform
+def test_noise_changes_the_map(transform, explain, key, params):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)(key, params, X)
+    assert not np.allclose(noisy, transform.limit(explain(params, X)), rtol=1e-3)
+
+
+@each_transform
+def test_jit_equals_eager(transform, explain, key, params):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    close(jax.jit(noisy)(key, params, X), noisy(key, params, X))
+
+
+@each_transform
+def test_vmap_equals_a_loop_over_examples(transform, explain, key, params):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    xs = jnp.stack([X, 2 * X, X - 0.5])
+    batch = jax.vmap(noisy, in_axes=(None, None, 0))(key, params, xs)
+    close(batch, jnp.stack([noisy(key, params, x) for x in xs]))
+
+
+@each_transform
+def test_vmap_equals_a_loop_over_keys(transform, explain, key, params):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    keys = jax.random.split(key, 3)
+    batch = jax.vmap(noisy, in_axes=(0, None, None))(keys, params, X)
+    close(batch, jnp.stack([noisy(k, params, X) for k in keys]))
+
+
+@each_transform
+@pytest.mark.parametrize("chunk_size", [2, 3, 7, 100])
+def test_any_chunk_size_gives_the_same(transform, chunk_size, explain, key, params):
+    one_by_one = transform.build(explain, num_samples=7, chunk_size=1)
+    chunked = transform.build(explain, num_samples=7, chunk_size=chunk_size)
+    close(chunked(key, params, X), one_by_one(key, params, X))
+
+
+@each_transform
+def test_traces_are_bounded_whatever_the_number_of_samples(transform, explain, key, params):
+    def traces(num_samples):
+        count = 0
+
+        def counted(params, x):
+            nonlocal count
+            count += 1
+            return explain(params, x)
+
+        noisy = transform.build(counted, num_samples=num_samples, chunk_size=2)
+        jax.jit(noisy).lower(key, params, X)
+        return count
+
+    assert traces(5) <= transform.traces
+    assert traces(5) == traces(501)
+
+
+@each_transform
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
+    params = {"w": jnp.ones((2, 3), dtype)}
+    x = {"a": jnp.arange(6, dtype=dtype).reshape(2, 3), "b": (jnp.ones(4, dtype),)}
+
+    def explain(params, x):
+        return {"a": params["w"] * x["a"] ** 2, "b": (x["b"][0] ** 2,)}
+
+    if transform is TRANSFORMS["adaptgrad"]:
+        transform = transform._replace(build=functools.partial(sj.adaptgrad, bounds=(-9.0, 9.0)))
+    if transform.build is sj.smoothgrad or transform.build in (sj.vargrad, sj.squaregrad):
+        transform = transform._replace(build=functools.partial(transform.build, sigma=0.1))
+    noisy = transform.build(explain, num_samples=3, chunk_size=2)(key, params, x)
+    plain = explain(params, x)
+    assert jax.tree.structure(noisy) == jax.tree.structure(plain)
+    assert jax.tree.map(jnp.shape, noisy) == jax.tree.map(jnp.shape, plain)
+    assert {leaf.dtype for leaf in jax.tree.leaves(noisy)} == {jnp.dtype(dtype)}
+
+
+@each_transform
+def test_differentiable(transform, explain, key, params):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+
+    def total(x):
+        return jnp.sum(noisy(key, params, x))
+
+    step = 1e-2
+    direction = jnp.array([0.6, -0.8, 0.1])
+    numeric = (total(X + step * direction) - total(X - step * direction)) / (2 * step)
+    close(jnp.dot(jax.grad(total)(X), direction), numeric, rtol=2e-2, atol=2e-3)
+    close(jax.jvp(total, (X,), (direction,))[1], numeric, rtol=2e-2, atol=2e-3)
+
+
+@each_transform
+def test_keyword_arguments_pass_through(transform, key, params):
+    def explain(params, x, *, power):
+        return params["last"][:3] * x**power
+
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    keyword = noisy(key, params, X, power=2)
+    fixed = transform.build(functools.partial(explain, power=2), num_samples=5, chunk_size=2)
+    close(keyword, fixed(key, params, X))
+
+
+@each_transform
+def test_the_returned_function_is_stochastic_and_named(transform, explain):
+    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    assert sj.is_stochastic(noisy)
+    assert "score" in noisy.__name__
+
+
+@pytest.mark.parametrize(
+    "smooth", [sj.smoothgrad, sj.noisegrad, _additive_weights], ids=["x", "weights", "additive"]
+)
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_n_draws_are_a_prefix_of_2n(smooth, chunk_size, explain, key, params):
+    def draws(num_samples):
+        stack = reductions.stack()
+        noisy = smooth(explain, num_samples=num_samples, reduction=stack, chunk_size=chunk_size)
+        return noisy(key, params, X)
+
+    close(draws(5), draws(10)[:5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("outer", [sj.smoothgrad, sj.noisegrad])
+@pytest.mark.parametrize("inner", [sj.smoothgrad, sj.noisegrad])
+def test_both_nesting_orders_average_all_pairs(outer, inner, explain, key, params):
+    """The mean over the outer draws of inner means, written out with explicit keys."""
+    nested = outer(inner(explain, num_samples=3), num_samples=4)(key, params, X)
+    inner_stack = inner(lambda params, x: (params, x), num_samples=3, reduction=reductions.stack())
+    stacked = outer(inner_stack, num_samples=4, reduction=reductions.stack())(key, params, X)
+    by_draw = jax.vmap(jax.vmap(explain))(*stacked)
+    assert by_draw.shape == (4, 3, 3)
+    close(nested, by_draw.mean((0, 1)))
+
+
+def test_wrapping_something_stochastic_leaves_the_outer_noise_alone(explain, key, params):
+    def perturbed(params, x):
+        return params
+
+    @sj.stochastic
+    def keyed(key, params, x):
+        del key
+        return params
+
+    stack = reductions.stack()
+    plain = sj.noisegrad(perturbed, num_samples=3, reduction=stack)(key, params, X)
+    wrapped = sj.noisegrad(keyed, num_samples=3, reduction=stack)(key, params, X)
+    close(plain, wrapped, rtol=0)
+
+
+def test_fusiongrad_is_noisegrad_of_smoothgrad(explain, key, params):
+    fused = sj.fusiongrad(explain, 0.1, 0.2, num_weight_draws=4, num_input_draws=3)
+    nested = sj.noisegrad(sj.smoothgrad(explain, 0.2, num_samples=3), 0.1, num_samples=4)
+    close(fused(key, params, X), nested(key, params, X), rtol=0)
+
+
+def test_fusiongrad_has_half_of_both_default_levels(explain, key, params):
+    inner = sj.smoothgrad(explain, sj.relative(0.075), num_samples=10)
+    nested = sj.noisegrad(inner, 0.1, num_samples=10)
+    close(sj.fusiongrad(explain)(key, params, X), nested(key, params, X), rtol=0)
+
+
+def test_fusiongrad_draws_weights_n_times_and_inputs_m_times_each(key, params):
+    """Tells n from m: the draws of the weights, and of x, that the explainer sees."""
+
+    def see(params, x):
+        return params["last"][0], x[0]
+
+    weights, inputs = sj.noisegrad(
+        sj.smoothgrad(see, 0.1, num_samples=7, reduction=reductions.stack()),
+        0.1,
+        num_samples=3,
+        reduction=reductions.stack(),
+    )(key, params, X)
+    assert np.unique(weights).size == 3
+    assert np.unique(inputs).size == 21
+    fused = sj.fusiongrad(see, 0.1, 0.1, num_weight_draws=3, num_input_draws=7)
+    close(fused(key, params, X), (weights.mean(), inputs.mean()))
+
+
+@pytest.mark.parametrize(
+    ("transform", "reduction"),
+    [(sj.vargrad, reductions.variance()), (sj.squaregrad, reductions.mean_square())],
+)
+def test_vargrad_and_squaregrad_are_smoothgrad_with_a_reduction(
+    transform, reduction, explain, key, params
+):
+    same = sj.smoothgrad(explain, 0.3, num_samples=9, reduction=reduction)
+    close(transform(explain, 0.3, num_samples=9)(key, params, X), same(key, params, X), rtol=0)
+
+
+def test_adaptgrad_is_smoothgrad_with_adaptive_levels(explain, key, params):
+    adapted = sj.adaptgrad(explain, BOUNDS, 0.8, num_samples=9)
+    same = sj.smoothgrad(explain, sj.adaptive(BOUNDS, 0.8), num_samples=9)
+    close(adapted(key, params, X), same(key, params, X), rtol=0)
+
+
+def test_the_arguments_are_not_changed(explain, key):
+    params = {
+        "first": {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float32)},
+        "last": np.ones(4, np.float32),
+    }
+    before = jax.tree.map(np.copy, params)
+    sj.noisegrad(explain, num_samples=3)(key, params, np.asarray(X))
+    close(params, before, rtol=0, atol=0)
