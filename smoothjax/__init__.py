@@ -1,6 +1,7 @@
 """Function transforms that smooth explanations: each takes a function and returns a function."""
 
 from smoothjax import attribution as attribution
+from smoothjax import metrics as metrics
 from smoothjax import reductions as reductions
 from smoothjax.attribution import expected_gradients as expected_gradients
 from smoothjax.attribution import input_times_gradient as input_times_gradient
@@ -9,6 +10,8 @@ from smoothjax.attribution import saliency as saliency
 from smoothjax.noise import adaptive as adaptive
 from smoothjax.noise import by_path as by_path
 from smoothjax.noise import relative as relative
+from smoothjax.noise_level import accuracy_drop as accuracy_drop
+from smoothjax.noise_level import sigma_for_accuracy_drop as sigma_for_accuracy_drop
 from smoothjax.pooling import pool as pool
 from smoothjax.smoothing import adaptgrad as adaptgrad
 from smoothjax.smoothing import fusiongrad as fusiongrad

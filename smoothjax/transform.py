@@ -97,11 +97,14 @@ def keyed(fun: Explainer) -> Explainer:
     return without_key
 
 
-def named(name: str, fun: Explainer, takes_key: bool) -> Callable[[Explainer], Explainer]:
+def named(
+    name: str, fun: Explainer, takes_key: bool, signature: inspect.Signature | None = None
+) -> Callable[[Explainer], Explainer]:
     """Returns a decorator for what `name` makes of `fun`: its name, doc, signature and mark.
 
     The decorated function is written for `(key, *args, **kwargs)`. If `takes_key`, the key is
-    checked, and the function marked; if not, it is called with None.
+    checked, and the function marked; if not, it is called with None. Its signature is the one
+    given, or that of `fun`, with a key first where it takes one.
     """
     full_name = f"{name}({name_of(fun)})"
 
@@ -121,12 +124,9 @@ def named(name: str, fun: Explainer, takes_key: bool) -> Callable[[Explainer], E
         explain.__module__ = body.__module__
         doc = inspect.getdoc(fun)
         explain.__doc__ = f"{full_name}, made by smoothjax.{name}." + (f"\n\n{doc}" if doc else "")
-        signature = _signature(fun)
-        if signature is not None:
-            if takes_key and not is_stochastic(fun):
-                signature = _with_key(signature)
-            signature = signature.replace(return_annotation=inspect.Signature.empty)
-            explain.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+        honest = signature or _signature_with_key(fun, takes_key)
+        if honest is not None:
+            explain.__signature__ = honest  # pyright: ignore[reportFunctionMemberAccess]
         setattr(explain, _MARK, takes_key)
         return explain
 
@@ -200,7 +200,13 @@ def _signature(fun: Callable) -> inspect.Signature | None:
         return None
 
 
-def _with_key(signature: inspect.Signature) -> inspect.Signature:
+def _signature_with_key(fun: Callable, takes_key: bool) -> inspect.Signature | None:
+    signature = _signature(fun)
+    if signature is None:
+        return None
+    signature = signature.replace(return_annotation=inspect.Signature.empty)
+    if not takes_key or is_stochastic(fun):
+        return signature
     name = "key"
     while name in signature.parameters:
         name += "_"

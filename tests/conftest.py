@@ -1,9 +1,11 @@
-"""JAX is made strict before it starts: no silent promotion of ranks or dtypes, eight CPU devices."""
+"""JAX is made strict before it starts: no silent promotion, and eight CPU devices."""
 
 import os
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    # Compiling is most of what the tests do.
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 import jax

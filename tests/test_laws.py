@@ -16,7 +16,8 @@ BOUNDS = (-2.0, 2.0)
 
 
 class Transform(NamedTuple):
-    """`build(explain, num_samples=, chunk_size=)` at a usual noise level, and the same at zero noise.
+    """`build(explain, num_samples=, chunk_size=)` at a usual noise level, and the same at zero
+    noise.
 
     `limit` is what zero noise makes of a map: the map itself, its square, or zero.
     """
@@ -67,7 +68,9 @@ each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=T
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,159 @@
+"""Bring your own model: the README's lines for each library, and a transformer on embeddings."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import smoothjax as sj
+
+X = jnp.linspace(-1.0, 1.0, 8)
+
+
+def plain():
+    def score(params, x, label):
+        return jnp.tanh(x @ params["kernel"])[label]
+
+    return score, {"kernel": jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)}
+
+
+def flax_linen():
+    class Network(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = linen.relu(linen.Dense(16)(x))
+            x = linen.BatchNorm(use_running_average=True)(x)
+            return linen.Dense(3)(x)
+
+    model = Network()
+    variables = model.init(jax.random.key(0), X[None])
+
+    def score(params, x, label):
+        return model.apply({**variables, "params": params}, x[None])[0, label]
+
+    return score, variables["params"]
+
+
+def flax_nnx():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(8, 16, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, use_running_average=True, rngs=rngs)
+            self.head = nnx.Linear(16, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.norm(nnx.relu(self.hidden(x))))
+
+    graph, params, state = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+
+    def score(params, x, label):
+        return nnx.merge(graph, params, state)(x[None])[0, label]
+
+    return score, params
+
+
+def equinox():
+    model = eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(0))
+
+    def score(model, x, label):
+        return model(x)[label]
+
+    return score, model
+
+
+@pytest.fixture(params=[plain, flax_linen, flax_nnx, equinox])
+def model(request):
+    return request.param()
+
+
+@pytest.mark.parametrize(
+    "smooth",
+    [
+        sj.smoothgrad,
+        lambda explain: sj.noisegrad(explain, 0.1),
+        lambda explain: sj.fusiongrad(explain, 0.1, num_weight_draws=4, num_input_draws=3),
+        lambda explain: sj.adaptgrad(explain, (-2.0, 2.0)),
+    ],
+    ids=["smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"],
+)
+def test_explained(smooth, model, key):
+    score, params = model
+    explain = smooth(sj.saliency(score))
+    jit = eqx.filter_jit if isinstance(params, eqx.Module) else jax.jit
+    attribution = jit(explain)(key, params, X, 1)
+    assert attribution.shape == X.shape
+    plain_map = sj.saliency(score)(params, X, 1)
+    assert np.any(plain_map != 0)
+    assert not np.allclose(attribution, plain_map, rtol=1e-3)
+    cosine = attribution @ plain_map / jnp.linalg.norm(attribution) / jnp.linalg.norm(plain_map)
+    assert cosine > 0.7
+    batch = jax.vmap(explain, in_axes=(None, None, 0, None))(key, params, jnp.stack([X, -X]), 1)
+    np.testing.assert_allclose(batch[0], attribution, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_noise_is_the_plain_gradient(model, key):
+    score, params = model
+    explain = sj.noisegrad(sj.smoothgrad(sj.saliency(score), 0.0), 0.0, num_samples=2)
+    np.testing.assert_allclose(
+        explain(key, params, X, 1), sj.saliency(score)(params, X, 1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_by_path_reaches_the_kernels_of_each_library(model):
+    _, params = model
+    mask = sj.by_path(lambda path: "kernel" in path or "weight" in path)(params)
+    kernels = [
+        leaf.ndim == 2
+        for leaf in jax.tree.leaves(params)
+        if hasattr(leaf, "ndim")  # Equinox keeps its activation functions among the leaves
+    ]
+    assert sum(jax.tree.leaves(mask)) == sum(kernels) > 0
+
+
+def attention(params, x):
+    q, k, v = (x @ params[name] for name in ("q", "k", "v"))
+    weights = jax.nn.softmax(q @ k.T / jnp.sqrt(jnp.float32(k.shape[-1])))
+    return x + weights @ v
+
+
+def test_transformer_on_token_embeddings(key):
+    """Noise is on the embeddings; the integer tokens and the padding mask pass untouched."""
+    width, vocabulary = 8, 11
+    keys = iter(jax.random.split(jax.random.key(3), 6))
+    params = {
+        "embed": jax.random.normal(next(keys), (vocabulary, width)),
+        "layers": [
+            {name: jax.random.normal(next(keys), (width, width)) / 3 for name in ("q", "k", "v")}
+        ],
+        "head": jax.random.normal(next(keys), (width, 2)),
+    }
+    tokens = jnp.array([3, 1, 4, 1, 5])
+    seen = []
+
+    def score(params, x, label):
+        seen.append((x["tokens"], x["mask"]))
+        h = x["embedding"]
+        for layer in params["layers"]:
+            h = attention(layer, h)
+        return jnp.sum(jnp.where(x["mask"][:, None], h @ params["head"], 0.0), axis=0)[label]
+
+    x = {
+        "embedding": params["embed"][tokens],
+        "tokens": tokens,
+        "mask": jnp.array([True, True, True, True, False]),
+    }
+    explain = sj.smoothgrad(sj.saliency(score), sj.relative(0.1), num_samples=5)
+    relevance = explain(key, params, x, 1)
+    assert relevance["embedding"].shape == (5, width)
+    assert relevance["tokens"].dtype == jax.dtypes.float0
+    assert all(seen_tokens is tokens and mask is x["mask"] for seen_tokens, mask in seen)
+    np.testing.assert_allclose(
+        sj.smoothgrad(sj.saliency(score), 0.0)(key, params, x, 1)["embedding"],
+        sj.saliency(score)(params, x, 1)["embedding"],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    fused = jax.jit(sj.fusiongrad(sj.saliency(score), 0.05, 0.1))(key, params, x, 1)
+    assert jnp.all(jnp.isfinite(fused["embedding"]))

@@ -1,0 +1,297 @@
+"""The noise itself, seen through the identity explainer with `stack()`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import smoothjax as sj
+from smoothjax import reductions
+
+
+def draws_of(argument, sigma, num_samples=2000, smooth=sj.smoothgrad, seed=0, **options):
+    """The perturbed arguments themselves, stacked."""
+    see = smooth(
+        lambda argument: argument,
+        sigma,
+        argnum=0,
+        num_samples=num_samples,
+        reduction=reductions.stack(),
+        chunk_size=num_samples,
+        **options,
+    )
+    return see(jax.random.key(seed), argument)
+
+
+def test_noise_is_normal_independent_and_of_the_given_level():
+    x = {"a": jnp.full((2, 3), 5.0), "b": jnp.zeros(4)}
+    draws = draws_of(x, 0.5)
+    eps = np.concatenate(
+        [((draws[k] - x[k][None]) / 0.5).reshape(2000, -1) for k in ("a", "b")], axis=1
+    )
+    assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
+    np.testing.assert_allclose(eps.mean(0), np.zeros(10), atol=5 / np.sqrt(2000))
+    np.testing.assert_allclose(eps.var(0), np.ones(10), rtol=5 * np.sqrt(2 / 2000))
+    off_diagonal = np.corrcoef(eps.T) - np.eye(10)
+    assert np.abs(off_diagonal).max() < 5 / np.sqrt(2000)
+    along_draws = np.mean(eps[1:] * eps[:-1], axis=0)
+    assert np.abs(along_draws).max() < 5 / np.sqrt(2000)
+
+
+def test_multiplicative_noise_has_mean_one():
+    w = jnp.array([2.0, -3.0, 0.0])
+    draws = draws_of(w, 0.2, smooth=sj.noisegrad)
+    np.testing.assert_allclose(draws.mean(0), w, atol=5 * 0.2 * 3 / np.sqrt(2000))
+    np.testing.assert_allclose(draws.std(0), 0.2 * jnp.abs(w), rtol=5 / np.sqrt(4000))
+
+
+def test_leaves_of_equal_shape_draw_different_noise():
+    a, b = draws_of((jnp.zeros(5), jnp.zeros(5)), 1.0, num_samples=1)
+    assert not np.any(a == b)
+
+
+def test_noise_of_a_leaf_does_not_move_when_others_are_left_out():
+    x = {"a": jnp.zeros(3), "b": jnp.zeros(3), "c": 7}
+    everything = draws_of(x, 1.0, num_samples=4)
+    only_b = draws_of(x, 1.0, num_samples=4, where={"a": False, "b": True, "c": False})
+    np.testing.assert_array_equal(only_b["b"], everything["b"])
+    np.testing.assert_array_equal(only_b["a"], np.zeros((4, 3)))
+
+
+def test_only_floating_point_arrays_are_perturbed():
+    key = jax.random.key(1)
+    x = {
+        "f": jnp.ones(3),
+        "i": jnp.arange(3),
+        "b": np.array([True]),
+        "n": None,
+        "py": 2.5,
+        "key": key,
+    }
+    seen = []
+
+    def explain(x):
+        seen.append({name: x[name] for name in ("i", "b", "n", "py", "key")})
+        return x["f"]
+
+    sj.smoothgrad(explain, 0.1, argnum=0, num_samples=2)(jax.random.key(0), x)
+    assert seen[0]["i"] is x["i"]
+    assert seen[0]["b"] is x["b"]
+    assert seen[0]["py"] == 2.5
+    assert seen[0]["key"] is key
+
+
+def test_functions_inside_an_argument_pass_untouched():
+    model = {"w": jnp.ones(3), "activation": jnp.tanh}
+
+    def explain(model, x):
+        return model["activation"](model["w"] * x)
+
+    noisy = sj.noisegrad(explain, 0.1, num_samples=2)(jax.random.key(0), model, jnp.ones(3))
+    assert noisy.shape == (3,)
+
+
+def test_half_precision_noise_is_drawn_in_float32():
+    """In bfloat16, 256 + 0.6 eps is one of few values; the noise must be rounded only once."""
+    wide = draws_of(jnp.full(1000, 256.0), 0.6, num_samples=1)
+    half = draws_of(jnp.full(1000, 256.0, jnp.bfloat16), 0.6, num_samples=1)
+    np.testing.assert_array_equal(half, wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "sigma",
+    [
+        0.3,
+        np.float32(0.3),
+        jnp.full((4,), 0.3),
+        jnp.full((3, 1), 0.3),
+        lambda x: 0.3,
+        lambda x: jax.tree.map(lambda leaf: 0.3 * jnp.ones_like(leaf), x),
+    ],
+    ids=["number", "numpy", "row", "column", "function", "function to a tree"],
+)
+def test_grammar_of_sigma_on_an_array(sigma):
+    np.testing.assert_allclose(
+        draws_of(jnp.zeros((3, 4)), sigma, num_samples=2),
+        draws_of(jnp.zeros((3, 4)), 1.0, num_samples=2) * 0.3,
+        rtol=1e-6,
+    )
+
+
+def test_sigma_may_be_a_pytree_prefix():
+    x = {"a": (jnp.zeros(3), jnp.zeros(2)), "b": jnp.zeros((2, 2))}
+    unit = draws_of(x, 1.0, num_samples=2)
+    got = draws_of(x, {"a": 0.5, "b": jnp.array([0.0, 2.0])}, num_samples=2)
+    np.testing.assert_allclose(got["a"][0], 0.5 * unit["a"][0], rtol=1e-6)
+    np.testing.assert_allclose(got["a"][1], 0.5 * unit["a"][1], rtol=1e-6)
+    np.testing.assert_allclose(got["b"], jnp.array([[[0.0, 2.0]]]) * unit["b"], rtol=1e-6)
+
+
+def test_sigma_may_be_traced():
+    def mean_draw(sigma):
+        return sj.smoothgrad(lambda x: x, sigma, argnum=0, num_samples=3)(
+            jax.random.key(0), jnp.zeros(4)
+        )
+
+    sigmas = jnp.array([0.0, 0.5, 2.0])
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(mean_draw))(sigmas), jnp.stack([mean_draw(s) for s in (0.0, 0.5, 2.0)])
+    )
+
+
+def test_relative_is_a_fraction_of_each_leafs_range():
+    x = {"a": jnp.array([-1.0, 3.0]), "b": jnp.array([10.0, 10.5, 10.0]), "i": jnp.arange(3)}
+    levels = sj.relative(0.25)(x)
+    assert (levels["a"], levels["b"]) == (1.0, 0.125)
+    np.testing.assert_allclose(
+        draws_of(x, sj.relative(0.25), num_samples=3)["a"] - x["a"][None],
+        draws_of(x, 1.0, num_samples=3)["a"] - x["a"][None],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_relative_under_vmap_takes_the_range_of_each_example():
+    xs = jnp.array([[0.0, 1.0], [0.0, 10.0]])
+    np.testing.assert_allclose(jax.vmap(sj.relative(0.1))(xs), [0.1, 1.0])
+
+
+def test_adaptive_is_the_formula():
+    x, c = jnp.array([0.1, 0.5, 0.8, 0.0, 1.0, -1.0, 2.0]), 0.95
+    # sqrt(2) erfinv(c) is the two-sided normal quantile
+    truth = np.clip(np.minimum(x, 1 - x), 0, None) / stats.norm.ppf((1 + c) / 2)
+    np.testing.assert_allclose(sj.adaptive((0.0, 1.0), c)(x), truth, rtol=1e-5)
+
+
+def test_adaptive_broadcasts_bounds_per_channel():
+    x = jnp.zeros((2, 2, 3))
+    lo, hi = np.array([-1.0, -2.0, -3.0]), np.array([4.0, 1.0, 3.0])
+    level = sj.adaptive((lo, hi), 0.95)(x)
+    np.testing.assert_allclose(level[1, 0], np.array([1.0, 1.0, 3.0]) / stats.norm.ppf(0.975), 1e-5)
+
+
+def test_by_path_selects_leaves_by_their_path():
+    params = {"layer": {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)}, "head": [jnp.zeros(3)]}
+    seen = []
+    chosen = sj.by_path(lambda path: seen.append(path) or path.endswith("kernel"))
+    draws = draws_of(params, 1.0, num_samples=2, where=chosen)
+    assert sorted(set(seen)) == ["head/0", "layer/bias", "layer/kernel"]
+    assert np.all(draws["layer"]["kernel"] != 0)
+    assert not np.any(draws["layer"]["bias"])
+    assert not np.any(draws["head"][0])
+
+
+def test_where_may_be_a_function_of_the_argument():
+    x = (jnp.zeros(3), jnp.zeros((2, 2)))
+    matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim == 2)
+    vector, matrix = draws_of(x, 1.0, num_samples=2, where=matrices)
+    assert not np.any(vector)
+    assert np.all(matrix != 0)
+
+
+@jax.tree_util.register_pytree_node_class
+class Callable:
+    """A module in the manner of Equinox: callable, and a pytree."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, x):
+        raise AssertionError("a module that serves as a mask or level must not be called")
+
+    def tree_flatten(self):
+        return (self.weight,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_a_callable_module_is_a_pytree_of_levels_or_masks():
+    module = Callable({"a": jnp.zeros(3), "b": jnp.zeros(3)})
+    draws = draws_of(module, Callable(0.5), 2, where=Callable({"a": True, "b": False}))
+    assert np.all(draws.weight["a"] != 0)
+    assert not np.any(draws.weight["b"])
+
+
+BAD_SETTINGS = [
+    ({"sigma": -0.1}, ValueError, "sigma must not be negative; got -0.1"),
+    ({"sigma": "0.1"}, TypeError, "sigma must be a number, array, pytree or function; got '0.1'"),
+    ({"sigma": None}, TypeError, "sigma must be a number, array, pytree or function; got None"),
+    ({"sigma": True}, TypeError, "sigma must be a number or an array; got True"),
+    ({"where": 1}, TypeError, "`where` holds bools.*got 1"),
+    ({"where": jnp.array([True, False])}, TypeError, "some elements.*zeros as sigma"),
+    ({"where": "kernel"}, TypeError, "`where` holds bools"),
+    ({"sampler": 3}, TypeError, "sampler takes a function"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_SETTINGS)
+@pytest.mark.parametrize("smooth", [sj.smoothgrad, sj.noisegrad])
+def test_bad_settings_are_refused_when_building(smooth, options, error, message):
+    with pytest.raises(error, match=message):
+        smooth(lambda params, x: x, **options)
+
+
+BAD_RULES = [
+    (lambda: sj.relative(-0.1), ValueError, "relative: level must not be negative; got -0.1"),
+    (lambda: sj.relative("a"), TypeError, "relative: level must be a number"),
+    (lambda: sj.adaptive(1.0), ValueError, r"bounds must be a pair \(lo, hi\); got 1.0"),
+    (lambda: sj.adaptive((1.0, 1.0)), ValueError, "bounds must have lo < hi everywhere"),
+    (lambda: sj.adaptive((0.0, np.array([1.0, -1.0]))), ValueError, "lo < hi everywhere"),
+    (lambda: sj.adaptive((0.0, np.nan)), ValueError, "lo < hi everywhere"),
+    (lambda: sj.adaptive((0.0, 1.0), 1.0), ValueError, "confidence must be inside .* got 1.0"),
+    (lambda: sj.adaptive((0.0, 1.0), 95), ValueError, "confidence must be inside .* got 95"),
+    (lambda: sj.adaptive((0.0, 1.0), np.nan), ValueError, "confidence must be inside"),
+    (lambda: sj.by_path("kernel"), TypeError, "by_path takes a function"),
+]
+
+
+@pytest.mark.parametrize(("build", "error", "message"), BAD_RULES)
+def test_bad_rules_are_refused_when_building(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+BAD_CALLS = [
+    (jnp.arange(3), {}, TypeError, "needs floating-point arrays.*int32.*astype"),
+    (np.zeros((2, 2), np.uint8), {}, TypeError, "uint8"),
+    (3.0, {}, TypeError, "a Python float"),
+    ((), {}, TypeError, "no leaves at all"),
+    (jnp.ones(3), {"sigma": jnp.ones(2)}, ValueError, r"sigma of shape \(2,\) does not broadcast"),
+    (jnp.ones(3), {"sigma": jnp.ones((2, 3))}, ValueError, r"\(2, 3\) does not broadcast"),
+    (jnp.ones(3), {"sigma": {"a": 1.0}}, ValueError, "sigma must be one value or a pytree prefix"),
+    ({"a": jnp.ones(3)}, {"where": {"b": True}}, ValueError, "where must be one value or a pytree"),
+    ({"a": jnp.ones(3)}, {"where": False}, ValueError, "selects no floating-point leaf.*'a'"),
+    ({"a": jnp.ones(3), "i": 1}, {"where": {"a": False, "i": True}}, ValueError, "selects no"),
+    (jnp.ones(3), {"where": lambda x: 1.0}, TypeError, "`where` holds bools"),
+    (jnp.ones(3, jnp.complex64), {}, TypeError, "complex.*Split it"),
+    (jnp.ones(1), {"sigma": sj.relative(0.1)}, ValueError, "fraction of max - min.*units"),
+    (jnp.ones(3), {"sigma": sj.adaptive((jnp.zeros(2), 1.0))}, ValueError, "lower bound of shape"),
+    (
+        jnp.ones(3),
+        {"sampler": lambda key, shape, dtype: jnp.zeros(2)},
+        ValueError,
+        "sampler.*shape",
+    ),
+]
+
+
+@pytest.mark.parametrize(("argument", "options", "error", "message"), BAD_CALLS)
+def test_what_does_not_fit_the_argument_is_refused(argument, options, error, message):
+    smooth = sj.smoothgrad(lambda x: x, **{"sigma": 0.1, "argnum": 0, **options})
+    with pytest.raises(error, match=message):
+        smooth(jax.random.key(0), argument)
+
+
+def test_complex_leaves_may_be_left_out():
+    x = {"c": jnp.ones(2, jnp.complex64), "f": jnp.ones(2)}
+    draws = draws_of(x, 0.1, num_samples=2, where={"c": False, "f": True})
+    np.testing.assert_array_equal(draws["c"], np.ones((2, 2)))
+
+
+def test_nan_passes_on():
+    assert np.all(np.isnan(draws_of(jnp.array([jnp.nan, 1.0]), sj.relative(0.1), num_samples=2)))

@@ -1,0 +1,172 @@
+"""Reductions against NumPy on the stacked draws, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothjax as sj
+from smoothjax import reductions
+from smoothjax.reductions import Estimate, relative_error
+
+NUM = 11
+
+
+def reduce(reduction, draws, chunk_size):
+    """The reduction of the rows of `draws`, served by an explainer that looks its draw up."""
+    reduced = sj.sampling.accumulate(
+        lambda i: jax.tree.map(lambda d: jnp.asarray(d)[i], draws),
+        NUM,
+        reduction,
+        chunk_size,
+        "test",
+    )
+    return reduced
+
+
+@pytest.fixture
+def draws():
+    rng = np.random.default_rng(0)
+    return {"a": rng.normal(3, 2, (NUM, 2, 3)).astype("f4"), "b": rng.normal(size=NUM).astype("f4")}
+
+
+REFERENCES = {
+    "mean": (reductions.mean, lambda d: d.mean(0)),
+    "mean_square": (reductions.mean_square, lambda d: (d**2).mean(0)),
+    "variance": (reductions.variance, lambda d: d.var(0, ddof=1)),
+    "stack": (reductions.stack, lambda d: d),
+}
+
+
+@pytest.mark.parametrize(("build", "reference"), REFERENCES.values(), ids=REFERENCES)
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 11, 50])
+def test_equals_numpy(build, reference, chunk_size, draws):
+    got = reduce(build(), draws, chunk_size)
+    for name, d in draws.items():
+        np.testing.assert_allclose(got[name], reference(d.astype("f8")), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 11])
+def test_mean_and_stderr_equals_numpy(chunk_size, draws):
+    got = reduce(reductions.mean_and_stderr(), draws, chunk_size)
+    assert isinstance(got, Estimate)
+    assert got.num_samples == NUM
+    assert got.num_samples.dtype == jnp.int32
+    for name, d in draws.items():
+        d = d.astype("f8")
+        np.testing.assert_allclose(got.mean[name], d.mean(0), rtol=2e-6)
+        np.testing.assert_allclose(got.stderr[name], d.std(0, ddof=1) / np.sqrt(NUM), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 11])
+def test_variance_does_not_cancel(chunk_size):
+    """Mean of squares minus square of mean would be off by 1e4 here, and could be negative."""
+    draws = 3e5 + np.random.default_rng(1).normal(size=(NUM, 5)).astype("f4")
+    draws = draws.astype("f4")
+    got = reduce(reductions.variance(), draws, chunk_size)
+    np.testing.assert_allclose(got, draws.astype("f8").var(0, ddof=1), rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_accumulates_in_float32(dtype):
+    """A running sum of ones in bfloat16 would stop at 256, in float16 at 2048."""
+    explain = sj.smoothgrad(lambda x: jnp.ones_like(x), 1.0, argnum=0, num_samples=5000)
+    got = explain(jax.random.key(0), jnp.zeros(2, dtype))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, [1, 1])
+
+
+def test_stderr_of_half_precision_maps_is_float32():
+    explain = sj.smoothgrad(
+        lambda x: x, 1.0, argnum=0, num_samples=5, reduction=reductions.mean_and_stderr()
+    )
+    got = explain(jax.random.key(0), jnp.zeros(2, jnp.bfloat16))
+    assert (got.mean.dtype, got.stderr.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_integers_and_bools_average_to_float32():
+    got = reduce(reductions.mean(), {"i": np.arange(NUM), "b": np.arange(NUM) < 3}, 4)
+    assert (got["i"].dtype, got["b"].dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_allclose([got["i"], got["b"]], [5.0, 3 / 11])
+
+
+def test_stack_keeps_dtypes():
+    got = reduce(reductions.stack(), {"i": np.arange(NUM), "b": np.arange(NUM) < 3}, 4)
+    assert (got["i"].dtype, got["b"].dtype) == (jnp.int32, jnp.bool_)
+
+
+@pytest.mark.parametrize("name", ["mean", "mean_square", "variance"])
+def test_nan_and_inf_pass_on(name):
+    draws = np.zeros((NUM, 3), "f4")
+    draws[4, 0], draws[5, 1] = np.nan, np.inf
+    got = reduce(REFERENCES[name][0](), draws, 3)
+    assert list(np.isfinite(got)) == [False, False, True]
+
+
+def test_float0_passes_through():
+    """The gradient with respect to integers."""
+    x = {"embedding": jnp.ones(3), "tokens": jnp.arange(3)}
+    explain = sj.saliency(lambda params, x: jnp.sum(x["embedding"] ** 2) * params)
+    for reduction in (reductions.mean(), reductions.variance()):
+        got = sj.smoothgrad(explain, 0.1, reduction=reduction)(jax.random.key(0), 1.0, x)
+        assert got["tokens"].dtype == jax.dtypes.float0
+        assert got["tokens"].shape == (3,)
+    reduction = reductions.mean_and_stderr()
+    got = sj.smoothgrad(explain, 0.1, reduction=reduction)(jax.random.key(0), 1.0, x)
+    assert got.mean["tokens"].dtype == got.stderr["tokens"].dtype == jax.dtypes.float0
+    assert got.stderr["embedding"].dtype == jnp.float32
+
+
+def test_relative_error_by_hand():
+    tree = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
+    noise = {"a": jnp.array([0.0, 2.0]), "b": jnp.array([[2.0]])}
+    # P = 25, V = 8
+    np.testing.assert_allclose(relative_error(Estimate(tree, noise, 9)), np.sqrt(8 / 17), rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [5.0, 6.0])
+def test_relative_error_is_infinite_where_noise_covers_the_map(noise):
+    assert relative_error(Estimate(jnp.array([3.0, 4.0]), jnp.array([noise, 0.0]), 9)) == jnp.inf
+
+
+def test_relative_error_estimates_the_distance_to_the_limit():
+    """On draws of known mean, over many keys, its median is the true error."""
+    truth = jnp.linspace(-1.0, 1.0, 200)
+    explain = sj.smoothgrad(
+        lambda x: x, 4.0, argnum=0, num_samples=16, reduction=reductions.mean_and_stderr()
+    )
+    estimates = jax.vmap(explain, in_axes=(0, None))(jax.random.split(jax.random.key(0), 64), truth)
+    errors = jax.vmap(relative_error)(estimates)
+    true_error = 4.0 / np.sqrt(16) * np.sqrt(200) / jnp.linalg.norm(truth)
+    np.testing.assert_allclose(np.median(errors), true_error, rtol=0.05)
+
+
+BAD = [
+    (
+        lambda: sj.vargrad(jnp.sin, num_samples=1),
+        "num_samples for this reduction must be at least 2",
+    ),
+    (
+        lambda: sj.smoothgrad(jnp.sin, num_samples=1, reduction=reductions.mean_and_stderr()),
+        "num_samples for this reduction must be at least 2; got 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD)
+def test_too_few_samples_are_refused_when_building(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("reduction", [reductions.mean, "mean", None])
+def test_a_reduction_that_is_none_is_refused_when_building(reduction):
+    with pytest.raises(TypeError, match=r"must be a Reduction such as .*mean\(\), with the paren"):
+        sj.smoothgrad(jnp.sin, reduction=reduction)
+
+
+def test_an_estimate_is_refused_by_the_next_transform():
+    inner = sj.smoothgrad(lambda p, x: x, 0.1, reduction=reductions.mean_and_stderr())
+    for outer in (sj.noisegrad(inner), sj.pool(inner, jnp.sum)):
+        with pytest.raises(TypeError, match=r"handed an Estimate.*outermost"):
+            outer(jax.random.key(0), jnp.ones(3), jnp.ones(3))

@@ -1,0 +1,156 @@
+"""The loop: what it costs, by the compiler's own count, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothjax as sj
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Layers wide enough that the loop's own work is small, as it is in real networks."""
+    keys = jax.random.split(jax.random.key(0), 9)
+    params = [jax.random.normal(k, (SIZE * 4, SIZE * 4)) / (2 * SIZE**0.5) for k in keys[1:]]
+
+    def score(params, x):
+        h = jnp.tile(x, (1, 4))
+        for w in params:
+            h = jnp.tanh(h @ w)
+        return jnp.sum(h**2)
+
+    return score, params, jax.random.normal(keys[0], (SIZE, SIZE))
+
+
+def compiled(explain, *args):
+    return jax.jit(explain).lower(*args).compile()
+
+
+def temporary_bytes(explain, *args):
+    return compiled(explain, *args).memory_analysis().temp_size_in_bytes
+
+
+def flops(explain, *args):
+    cost = compiled(explain, *args).cost_analysis()
+    return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+@pytest.mark.parametrize("smooth", [sj.smoothgrad, sj.noisegrad, sj.vargrad])
+def test_memory_does_not_grow_with_the_number_of_samples(smooth, network, key):
+    score, params, x = network
+    explain = sj.saliency(score)
+    few = temporary_bytes(smooth(explain, 0.1, num_samples=20, chunk_size=2), key, params, x)
+    many = temporary_bytes(smooth(explain, 0.1, num_samples=2000, chunk_size=2), key, params, x)
+    assert many <= few + 8 * 2000  # the indices of the draws
+
+
+def test_memory_grows_with_the_chunk(network, key):
+    score, params, x = network
+    explain = sj.saliency(score)
+    one = temporary_bytes(sj.smoothgrad(explain, num_samples=64, chunk_size=1), key, params, x)
+    all_at_once = temporary_bytes(
+        sj.smoothgrad(explain, num_samples=64, chunk_size=64), key, params, x
+    )
+    assert all_at_once > 8 * one
+
+
+def test_reverse_mode_memory_does_not_grow_with_the_number_of_samples(network, key):
+    score, params, x = network
+
+    def loss(smooth):
+        return jax.grad(lambda params: jnp.sum(smooth(key, params, x) ** 2))
+
+    few, many = (
+        temporary_bytes(
+            loss(sj.smoothgrad(sj.saliency(score), num_samples=n, chunk_size=1)), params
+        )
+        for n in (20, 400)
+    )
+    assert many <= few + 8 * 400
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_flops_of_the_loop_body_are_those_of_the_explainer_and_its_noise(chunk_size, network, key):
+    """The compiler counts a loop's body once; there is no remainder here."""
+    score, params, x = network
+    explain = sj.saliency(score)
+
+    def one_draw(key, params, x):
+        return explain(params, x + 0.1 * jax.random.normal(key, x.shape))
+
+    smooth = sj.smoothgrad(explain, 0.1, num_samples=4 * chunk_size, chunk_size=chunk_size)
+    ratio = flops(smooth, key, params, x) / (chunk_size * flops(one_draw, key, params, x))
+    assert 0.95 < ratio < 1.02
+
+
+def test_flops_of_weight_noise(network, key):
+    score, params, x = network
+    explain = sj.saliency(score)
+
+    def one_draw(key, params, x):
+        noisy = [w * (1 + 0.1 * jax.random.normal(jax.random.fold_in(key, i), w.shape))
+                 for i, w in enumerate(params)]  # fmt: skip
+        return explain(noisy, x)
+
+    smooth = sj.noisegrad(explain, 0.1, num_samples=4)
+    ratio = flops(smooth, key, params, x) / flops(one_draw, key, params, x)
+    assert 0.95 < ratio < 1.02
+
+
+def test_a_shared_key_leaves_the_weights_unbatched(network, key):
+    """Over a batch, weight noise is drawn once a draw, not once an example."""
+    score, params, x = network
+    smooth = sj.noisegrad(sj.saliency(score), num_samples=4)
+    batch = jnp.stack([x] * 5)
+    shapes = set()
+
+    def collect(jaxpr):
+        for eqn in jaxpr.eqns:
+            shapes.update(v.aval.shape for v in eqn.outvars)
+            for inner in jax.tree.leaves(
+                list(eqn.params.values()),
+                is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"),
+            ):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    collect(getattr(inner, "jaxpr", inner))
+
+    collect(jax.make_jaxpr(jax.vmap(smooth, in_axes=(None, None, 0)))(key, params, batch).jaxpr)
+    weights = params[0].shape
+    assert weights in shapes  # the walk reached the loop's body
+    assert (5, *weights) not in shapes
+
+
+BAD_LOOPS = [
+    ({"num_samples": 0}, ValueError, "num_samples must be at least 1; got 0"),
+    ({"num_samples": -5}, ValueError, "num_samples must be at least 1; got -5"),
+    ({"num_samples": 2.0}, TypeError, "num_samples must be a Python int.*got 2.0"),
+    ({"num_samples": True}, TypeError, "num_samples must be a Python int.*got True"),
+    ({"num_samples": None}, TypeError, "num_samples must be a Python int"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1; got 0"),
+    ({"chunk_size": 1.5}, TypeError, "chunk_size must be a Python int"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_LOOPS)
+@pytest.mark.parametrize("smooth", [sj.smoothgrad, sj.noisegrad])
+def test_bad_loops_are_refused_when_building(smooth, options, error, message):
+    with pytest.raises(error, match=message):
+        smooth(jnp.sin, **options)
+
+
+def test_a_traced_number_of_samples_is_refused():
+    with pytest.raises(TypeError, match="num_samples must be a Python int"):
+        jax.jit(lambda n: sj.smoothgrad(jnp.sin, num_samples=n) and n)(3)
+
+
+def test_numpy_integers_are_integers(key):
+    smooth = sj.smoothgrad(lambda x: x, 0.1, argnum=np.int64(0), num_samples=np.int32(3))
+    assert smooth(key, jnp.ones(3)).shape == (3,)
+
+
+def test_an_explainer_without_arrays_is_refused(key):
+    with pytest.raises(TypeError, match="smoothgrad: the function returned no arrays"):
+        sj.smoothgrad(lambda x: None, 0.1, argnum=0)(key, jnp.ones(3))
