@@ -84,7 +84,7 @@ def mean() -> Reduction:
     >>> jax.jit(explain)(jax.random.key(0), None, jnp.zeros((2, 3))).shape
     (2, 3)
     """
-    return _averaged(lambda draws: draws)
+    return _MEAN
 
 
 def mean_square() -> Reduction:
@@ -95,7 +95,7 @@ def mean_square() -> Reduction:
     >>> print(explain(jax.random.key(0), None, jnp.array([1.0, -3.0])))
     [1. 9.]
     """
-    return _averaged(_abs2)
+    return _MEAN_SQUARE
 
 
 def variance() -> Reduction:
@@ -110,11 +110,7 @@ def variance() -> Reduction:
     (2, 3)
     """
 
-    def finalize(state):
-        spread = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
-        return _cast(spread, state.dtypes)
-
-    return Reduction(_moments_init, _moments_update, finalize, min_samples=2)
+    return _VARIANCE
 
 
 def mean_and_stderr() -> Reduction:
@@ -130,12 +126,7 @@ def mean_and_stderr() -> Reduction:
     ((2, 3), (2, 3), 50)
     """
 
-    def finalize(state):
-        n = state.count
-        stderr = jax.tree.map(lambda m2: jnp.sqrt(m2 / (n * (n - 1)).astype(m2.dtype)), state.m2)
-        return Estimate(_cast(state.mean, state.dtypes), stderr, n.astype(jnp.int32))
-
-    return Reduction(_moments_init, _moments_update, finalize, min_samples=2)
+    return _MEAN_AND_STDERR
 
 
 def stack() -> Reduction:
@@ -240,6 +231,17 @@ def _moments_update(state, draws):
     return dataclasses.replace(state, count=n + m, mean=center, m2=spread)
 
 
+def _moments_to_variance(state):
+    spread = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
+    return _cast(spread, state.dtypes)
+
+
+def _moments_to_estimate(state):
+    n = state.count
+    stderr = jax.tree.map(lambda m2: jnp.sqrt(m2 / (n * (n - 1)).astype(m2.dtype)), state.m2)
+    return Estimate(_cast(state.mean, state.dtypes), stderr, n.astype(jnp.int32))
+
+
 def _num(draws):
     return jax.tree.leaves(draws)[0].shape[0]
 
@@ -269,3 +271,10 @@ def _answer_dtypes(draw):
 def _cast(tree, dtypes):
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten([x.astype(d) for x, d in zip(leaves, dtypes, strict=True)])
+
+
+# Made once, so that two of a kind are equal.
+_MEAN = _averaged(lambda draws: draws)
+_MEAN_SQUARE = _averaged(_abs2)
+_VARIANCE = Reduction(_moments_init, _moments_update, _moments_to_variance, min_samples=2)
+_MEAN_AND_STDERR = Reduction(_moments_init, _moments_update, _moments_to_estimate, min_samples=2)
