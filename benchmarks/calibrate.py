@@ -24,7 +24,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=pathlib.Path, required=True)
     parser.add_argument("--model", default="efficientnet-lite0")
-    parser.add_argument("--samples", type=int, default=25, help="draws of the weights at each level")
+    parser.add_argument(
+        "--samples", type=int, default=25, help="draws of the weights at each level"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

