@@ -143,12 +143,16 @@ def stack() -> Reduction:
     def init(draw, num):
         return jnp.int32(0), jax.tree.map(lambda d: jnp.zeros((num, *d.shape), d.dtype), draw)
 
+    def write(buffer, d, start):
+        everywhere = jax.typeof(buffer).sharding.spec
+        if jax.typeof(d).sharding.spec != everywhere:  # draws over an Explicit mesh
+            d = jax.reshard(d, everywhere)
+        return jax.lax.dynamic_update_slice_in_dim(buffer, d, start, axis=0)
+
     def update(state, draws):
         start, buffers = state
-        write = jax.lax.dynamic_update_slice_in_dim
-        return start + _num(draws), jax.tree.map(
-            lambda buffer, d: write(buffer, d, start, axis=0), buffers, draws
-        )
+        written = jax.tree.map(lambda buffer, d: write(buffer, d, start), buffers, draws)
+        return start + _num(draws), written
 
     return Reduction(init, update, lambda state: state[1])
 

@@ -7,33 +7,65 @@ for threefry keys, JAX's default. Keys of the `rbg` and `unsafe_rbg` implementat
 numbers under `vmap` than alone, so with them the draws change with the chunk size.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding
 
-from smoothjax.reductions import Reduction, check_no_estimate
+from smoothjax.reductions import (
+    Reduction,
+    check_no_estimate,
+    mean,
+    mean_and_stderr,
+    relative_error,
+)
 from smoothjax.transform import check_at_least
 
 PyTree = Any
 
+# Fewer draws than these estimate their own variance too badly to stop on it.
+MIN_DRAWS_TO_STOP = 16
 
-def check_loop(name: str, num: Any, reduction: Any, chunk_size: Any, what: str = "num_samples"):
-    """Raises unless a loop of `num` indices with these settings can be built."""
+
+def check_loop(
+    name: str,
+    num_samples: Any,
+    reduction: Any,
+    chunk_size: Any,
+    tolerance: Any = None,
+    sharding: Any = None,
+    what: str = "num_samples",
+) -> None:
+    """Raises unless a loop over `num_samples` indices with these settings can be built."""
     if not isinstance(reduction, Reduction):
         raise TypeError(
             f"{name}: reduction must be a Reduction such as smoothjax.reductions.mean(), with the "
             f"parentheses; got {reduction!r:.80}."
         )
-    check_at_least(num, 1, f"{name}: {what}")
-    check_at_least(num, reduction.min_samples, f"{name}: {what} for this reduction")
+    check_at_least(num_samples, 1, f"{name}: {what}")
+    check_at_least(num_samples, reduction.min_samples, f"{name}: {what} for this reduction")
     check_at_least(chunk_size, 1, f"{name}: chunk_size")
+    if tolerance is not None:
+        _check_tolerance(name, tolerance, reduction)
+    if sharding is not None:
+        _check_sharding(name, sharding, num_samples, chunk_size)
 
 
 def accumulate(
-    body: Callable[[jax.Array], PyTree], num: int, reduction: Reduction, chunk_size: int, name: str
+    body: Callable[[jax.Array], PyTree],
+    name: str,
+    num: int,
+    reduction: Reduction,
+    chunk_size: int,
+    tolerance: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> PyTree:
     """Returns the reduction of `body(0), ..., body(num - 1)`.
 
@@ -42,10 +74,12 @@ def accumulate(
 
     Args:
       body: maps an int32 index to a pytree of arrays; differentiable where that is asked for.
+      name: the transform, for errors.
       num: how many indices.
       reduction: see `smoothjax.reductions`.
       chunk_size: how many indices are evaluated at once, under `vmap`; a remainder is legal.
-      name: the transform, for errors.
+      tolerance: if given, stop at the first chunk after which the relative error is below it.
+      sharding: if given, how the indices of a chunk are laid out over devices.
 
     Returns:
       What the reduction's `finalize` returns. Leaves of dtype float0 (the gradient of integers) are
@@ -62,37 +96,139 @@ def accumulate(
     def evaluate(index):
         return _without_float0(body(index))
 
-    def step(state, indices):
-        if indices.shape == (1,):  # a vmap of one would still make weights a batch of weights
+    def step(state, start, size):
+        indices = start + jnp.arange(size, dtype=jnp.int32)
+        if size == 1 and sharding is None:
+            # A vmap of one would still make the weights a batch of weights.
             draws = jax.tree.map(lambda d: jnp.expand_dims(d, 0), evaluate(indices[0]))
         else:
-            draws = jax.vmap(evaluate)(indices)
-        return reduction.update(state, draws), None
+            draws = jax.vmap(evaluate)(_shard(indices, sharding))
+        return looped.update(state, draws)
 
+    looped = reduction if tolerance is None else mean_and_stderr()
     chunk_size = min(chunk_size, num)
-    whole = num - num % chunk_size
-    state = reduction.init(numeric, num)
-    chunks = jnp.arange(whole, dtype=jnp.int32).reshape(-1, chunk_size)
-    state, _ = jax.lax.scan(step, state, chunks)
-    if whole < num:
-        state, _ = step(state, jnp.arange(whole, num, dtype=jnp.int32))
-    return _with_float0(reduction.finalize(state), draw)
+    num_chunks, remainder = divmod(num, chunk_size)
+    state = _vary_like(numeric, looped.init(numeric, num))
+    if tolerance is None:
+        starts = chunk_size * jnp.arange(num_chunks, dtype=jnp.int32)
+        state, _ = jax.lax.scan(lambda s, start: (step(s, start, chunk_size), None), state, starts)
+        if remainder:
+            state = step(state, jnp.int32(num - remainder), remainder)
+    else:
+
+        def unfinished(carry):
+            start, state = carry
+            return (start < num - remainder) & ~_converged(state, tolerance)
+
+        def proceed(carry):
+            start, state = carry
+            return start + chunk_size, step(state, start, chunk_size)
+
+        _, state = jax.lax.while_loop(unfinished, proceed, (jnp.int32(0), state))
+        if remainder:
+            state = jax.lax.cond(
+                _converged(state, tolerance),
+                lambda state: state,
+                lambda state: step(state, jnp.int32(num - remainder), remainder),
+                state,
+            )
+    answer = looped.finalize(state)
+    if tolerance is not None and reduction == mean():
+        answer = answer.mean
+    return _with_float0(answer, draw)
 
 
 def monte_carlo(
     draw: Callable[[jax.Array], PyTree],
     key: jax.Array,
+    name: str,
     num_samples: int,
     reduction: Reduction,
     chunk_size: int,
-    name: str,
+    tolerance: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> PyTree:
     """Returns the reduction of `draw(fold_in(key, i))` for i below `num_samples`."""
 
     def body(index):
         return draw(jax.random.fold_in(key, index))
 
-    return accumulate(body, num_samples, reduction, chunk_size, name)
+    return accumulate(body, name, num_samples, reduction, chunk_size, tolerance, sharding)
+
+
+def _check_tolerance(name, tolerance, reduction):
+    if reduction not in (mean(), mean_and_stderr()):
+        raise ValueError(
+            f"{name}: tolerance is on the relative error of a mean, so it goes with the reductions "
+            "mean() and mean_and_stderr() only."
+        )
+    if isinstance(tolerance, Tracer):
+        return
+    if not isinstance(tolerance, numbers.Real) or isinstance(tolerance, bool):
+        raise TypeError(f"{name}: tolerance must be a number; got {tolerance!r:.80}.")
+    if not tolerance > 0:
+        raise ValueError(f"{name}: tolerance must be above 0, like 0.1; got {tolerance}.")
+
+
+def _check_sharding(name, sharding, num, chunk_size):
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) != 1:
+        raise TypeError(
+            f"{name}: sharding is that of the axis of draws, a NamedSharding(mesh, P('axis')); got "
+            f"{sharding!r:.120}."
+        )
+    axes = sharding.spec[0]
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    shards = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+    chunk_size = min(chunk_size, num)
+    remainder = num % chunk_size
+    if chunk_size % shards or remainder % shards:
+        raise ValueError(
+            f"{name}: chunks of {chunk_size} draws, with a remainder of {remainder}, do not divide "
+            f"over the {shards} devices of {sharding.spec}. Make num_samples and chunk_size "
+            f"multiples of {shards}."
+        )
+
+
+def _shard(indices, sharding):
+    if sharding is None:
+        return indices
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.reshard(indices, sharding)
+    return jax.lax.with_sharding_constraint(indices, sharding)
+
+
+def _vary_like(draw, state):
+    """The state of a loop inside `jax.shard_map`, varying over the mesh axes that the draws do."""
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(draw)))
+    if not axes:
+        return state
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes), to="varying"), state)
+
+
+def _varying_axes(shape):
+    manual = getattr(shape, "manual_axis_type", None)  # JAX before 0.10 calls its axes vma
+    return getattr(shape, "vma", None) or frozenset() if manual is None else manual.varying
+
+
+def _converged(state, tolerance):
+    error = _batch_max(relative_error(mean_and_stderr().finalize(state)))
+    return (state.count >= MIN_DRAWS_TO_STOP) & (error < jnp.asarray(tolerance, error.dtype))
+
+
+@jax.custom_batching.custom_vmap
+def _batch_max(error):
+    """The error, and under `vmap` the largest of the batch.
+
+    A batch then stops together: a stopping rule for each example would make a batch of the loop's
+    counter, and by it of the keys and the weights.
+    """
+    return error
+
+
+@_batch_max.def_vmap
+def _(axis_size, in_batched, error):
+    del axis_size, in_batched
+    return _batch_max(jnp.max(error)), False
 
 
 def _is_float0(leaf):

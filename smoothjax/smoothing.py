@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from smoothjax import noise, reductions, sampling
 from smoothjax.noise import adaptive, relative
@@ -36,6 +37,8 @@ def smoothgrad(
     sampler: Sampler = jax.random.normal,
     reduction: Reduction = reductions.mean(),
     chunk_size: int = 10,
+    tolerance: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> Explainer:
     """Returns an explainer that averages `explain` over noise added to an argument, by default x.
 
@@ -57,6 +60,12 @@ def smoothgrad(
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. It bounds memory and changes no result
         beyond rounding.
+      tolerance: if given, draw no more once the relative error of the map is below it
+        (`smoothjax.reductions.relative_error`, estimated after each chunk, from 16 draws on);
+        `num_samples` is then the most. With `mean` and `mean_and_stderr` only. Under `jax.vmap` the
+        batch stops together, when its worst map is good enough. Reverse mode needs a fixed number.
+      sharding: if given, a `NamedSharding` for the axis of the draws of a chunk, by which they are
+        spread over devices; they must divide evenly.
 
     Returns:
       A stochastic explainer `smoothed(key, params, x, *rest)`, whose result is structured, shaped
@@ -90,6 +99,8 @@ def smoothgrad(
         sampler=sampler,
         reduction=reduction,
         chunk_size=chunk_size,
+        tolerance=tolerance,
+        sharding=sharding,
     )
 
 
@@ -103,6 +114,8 @@ def noisegrad(
     sampler: Sampler = jax.random.normal,
     reduction: Reduction = reductions.mean(),
     chunk_size: int = 1,
+    tolerance: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> Explainer:
     """Returns an explainer that averages `explain` over noise on the weights, multiplied to params.
 
@@ -125,6 +138,9 @@ def noisegrad(
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. Each has its own copy of the weights, and a
         convolution with a batch of weights is a grouped one, so 1 is usually best.
+      tolerance: if given, when to stop before `num_samples`, as in `smoothgrad`.
+      sharding: if given, how the draws of a chunk are spread over devices, as in `smoothgrad`; the
+        chunk must then be as large as the axis.
 
     Returns:
       A stochastic explainer `smoothed(key, params, x, *rest)`. Under `jax.vmap` with `in_axes=None`
@@ -155,6 +171,8 @@ def noisegrad(
         sampler=sampler,
         reduction=reduction,
         chunk_size=chunk_size,
+        tolerance=tolerance,
+        sharding=sharding,
     )
 
 
@@ -303,13 +321,11 @@ def squaregrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) 
     return named("squaregrad", explain, takes_key=True)(smoothed)
 
 
-def _smooth(
-    name, explain, combine, *, sigma, num_samples, argnum, where, sampler, reduction, chunk_size
-):
+def _smooth(name, explain, combine, *, sigma, argnum, where, sampler, **loop):
     check_callable(explain, name)
     argnum = check_argnum(argnum, name)
     noise.check_noise(name, sigma, where, sampler)
-    sampling.check_loop(name, num_samples, reduction, chunk_size)
+    sampling.check_loop(name, **loop)
     inner = keyed(explain)
 
     @named(name, explain, takes_key=True)
@@ -323,6 +339,6 @@ def _smooth(
             noisy = noise.perturb(noise_key, perturbed, sigmas, sampler, combine)
             return inner(inner_key, *replace(args, argnum, noisy), **kwargs)
 
-        return sampling.monte_carlo(draw, key, num_samples, reduction, chunk_size, name)
+        return sampling.monte_carlo(draw, key, name, **loop)
 
     return smoothed

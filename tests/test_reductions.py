@@ -16,10 +16,10 @@ def reduce(reduction, draws, chunk_size):
     """The reduction of the rows of `draws`, served by an explainer that looks its draw up."""
     reduced = sj.sampling.accumulate(
         lambda i: jax.tree.map(lambda d: jnp.asarray(d)[i], draws),
+        "test",
         NUM,
         reduction,
         chunk_size,
-        "test",
     )
     return reduced
 

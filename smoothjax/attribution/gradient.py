@@ -179,7 +179,7 @@ def integrated_gradients(
             slope = gradient(key, _between(start, x, jnp.asarray(nodes)[i]), args, kwargs)
             return _leafwise(lambda g: g * weight.astype(g.dtype), slope)
 
-        slope = sampling.accumulate(step, num_steps, reductions.mean(), chunk_size, name)
+        slope = sampling.accumulate(step, name, num_steps, reductions.mean(), chunk_size)
         return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
     return explain
@@ -254,7 +254,7 @@ def expected_gradients(
             slope = gradient(inner_key, _between(start, x, t), args, kwargs)
             return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
-        return sampling.monte_carlo(draw, key, num_samples, reduction, chunk_size, name)
+        return sampling.monte_carlo(draw, key, name, num_samples, reduction, chunk_size)
 
     return explain
 

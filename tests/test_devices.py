@@ -1,0 +1,171 @@
+"""The same map on one device and on eight: draws over a mesh, a batch over a mesh, and both."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import smoothjax as sj
+from smoothjax import reductions
+
+X = jnp.linspace(-1.0, 1.0, 12).reshape(2, 6)
+PARAMS = {"kernel": jnp.linspace(-0.5, 1.0, 48).reshape(6, 8), "head": jnp.linspace(1.0, -1.0, 8)}
+
+
+def score(params, x):
+    return jnp.sum(jnp.tanh(x @ params["kernel"]) @ params["head"])
+
+
+EXPLAIN = sj.saliency(score)
+
+
+def mesh(num_devices, axis_type, names=("draws",), shape=None):
+    return jax.make_mesh(
+        shape or (num_devices,),
+        names,
+        axis_types=(axis_type,) * len(names),
+        devices=jax.devices()[:num_devices],
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _eight_devices():
+    if jax.device_count() < 8:
+        pytest.skip("needs eight (forced CPU) devices")
+
+
+TRANSFORMS = {
+    "smoothgrad": functools.partial(sj.smoothgrad, sigma=0.3),
+    "noisegrad": functools.partial(sj.noisegrad, sigma=0.3),
+    "fusion": lambda explain, **loop: sj.noisegrad(
+        sj.smoothgrad(explain, 0.2, num_samples=3, chunk_size=2), 0.3, **loop
+    ),
+    "vargrad": functools.partial(sj.vargrad, sigma=0.3),
+    "mean and stderr": functools.partial(
+        sj.smoothgrad, sigma=0.3, reduction=reductions.mean_and_stderr()
+    ),
+    "stack": functools.partial(sj.smoothgrad, sigma=0.3, reduction=reductions.stack()),
+    "tolerance": functools.partial(sj.smoothgrad, sigma=0.3, tolerance=0.2),
+}
+each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+each_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+
+
+def close(got, want, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), got, want)
+
+
+@each_type
+@each_transform
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_draws_over_a_mesh(num_devices, transform, axis_type, key):
+    loop = {"num_samples": 24, "chunk_size": 16}  # and a remainder of 8
+    want = jax.jit(transform(EXPLAIN, **loop))(key, PARAMS, X)
+    devices = mesh(num_devices, axis_type)
+    sharded = transform(EXPLAIN, **loop, sharding=NamedSharding(devices, P("draws")))
+    with jax.set_mesh(devices):
+        close(jax.jit(sharded)(key, PARAMS, X), want)
+
+
+@each_type
+def test_a_mesh_of_two_axes_for_the_batch_and_the_draws(axis_type, key):
+    devices = mesh(8, axis_type, ("batch", "draws"), (2, 4))
+    xs = jnp.stack([X, 2 * X, X - 1, -X])
+    loop = {"num_samples": 8, "chunk_size": 4}
+    want = jax.vmap(sj.smoothgrad(EXPLAIN, 0.3, **loop), in_axes=(None, None, 0))(key, PARAMS, xs)
+    sharded = sj.smoothgrad(EXPLAIN, 0.3, **loop, sharding=NamedSharding(devices, P("draws")))
+    with jax.set_mesh(devices):
+        placed = jax.device_put(xs, NamedSharding(devices, P("batch")))
+        got = jax.jit(jax.vmap(sharded, in_axes=(None, None, 0)))(key, PARAMS, placed)
+    close(got, want)
+
+
+def test_a_batch_over_a_mesh_by_in_shardings(key):
+    devices = mesh(8, AxisType.Auto, ("batch",))
+    xs = jnp.stack([X * i for i in range(8)])
+    explain = jax.vmap(sj.fusiongrad(EXPLAIN, 0.1, 0.1), in_axes=(None, None, 0))
+    everywhere, split = NamedSharding(devices, P()), NamedSharding(devices, P("batch"))
+    run = jax.jit(explain, in_shardings=(everywhere, everywhere, split), out_shardings=split)
+    got = run(key, PARAMS, xs)
+    assert got.sharding.is_equivalent_to(split, got.ndim)
+    close(got, explain(key, PARAMS, xs))
+
+
+@each_type
+def test_the_work_is_divided(axis_type, key):
+    """By the compiler's count of what one device computes."""
+
+    def heavy(params, x):
+        w = jnp.tile(params["kernel"], (20, 20))
+        h = jnp.tile(x, (40, 20))
+        for _ in range(4):
+            h = jnp.tanh(h @ w @ w.T)
+        return jnp.sum(h)
+
+    def flops(num_devices):
+        devices = mesh(num_devices, axis_type)
+        sharding = NamedSharding(devices, P("draws"))
+        explain = sj.smoothgrad(
+            sj.saliency(heavy), 0.3, num_samples=16, chunk_size=16, sharding=sharding
+        )
+        with jax.set_mesh(devices):
+            return jax.jit(explain).lower(key, PARAMS, X).compile().cost_analysis()["flops"]
+
+    np.testing.assert_allclose(flops(8), flops(1) / 8, rtol=0.05)
+
+
+@pytest.mark.parametrize("transform", [TRANSFORMS[n] for n in ("smoothgrad", "noisegrad", "fusion")])
+def test_inside_shard_map(transform, key):
+    """Each device explains its part of a batch, with the key and weights of all."""
+    devices = mesh(8, AxisType.Auto, ("batch",))
+    xs = jnp.stack([X * i for i in range(8)])
+    explain = jax.vmap(transform(EXPLAIN, num_samples=5, chunk_size=2), in_axes=(None, None, 0))
+    mapped = jax.shard_map(
+        explain, mesh=devices, in_specs=(P(), P(), P("batch")), out_specs=P("batch")
+    )
+    close(jax.jit(mapped)(key, PARAMS, xs), explain(key, PARAMS, xs))
+
+
+def test_inside_shard_map_with_a_key_for_each_device(key):
+    """Draws divided by hand: independent keys, then a mean over the devices."""
+    devices = mesh(8, AxisType.Auto)
+    explain = sj.smoothgrad(EXPLAIN, 0.3, num_samples=5, reduction=reductions.mean_and_stderr())
+
+    def part(keys, params, x):
+        estimate = explain(keys[0], params, x)
+        return jax.lax.pmean(estimate.mean, "draws")
+
+    keys = jax.random.split(key, 8)
+    mapped = jax.shard_map(part, mesh=devices, in_specs=(P("draws"), P(), P()), out_specs=P())
+    want = jnp.mean(jnp.stack([explain(k, PARAMS, X).mean for k in keys]), axis=0)
+    close(jax.jit(mapped)(keys, PARAMS, X), want)
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        ({"num_samples": 16, "chunk_size": 4}, "chunks of 4 draws.*8 devices.*multiples of 8"),
+        ({"num_samples": 20, "chunk_size": 8}, "remainder of 4.*multiples of 8"),
+        ({"num_samples": 4, "chunk_size": 8}, "chunks of 4 draws"),
+    ],
+)
+def test_uneven_chunks_are_refused_when_building(loop, message):
+    sharding = NamedSharding(mesh(8, AxisType.Auto), P("draws"))
+    with pytest.raises(ValueError, match=message):
+        sj.smoothgrad(EXPLAIN, 0.1, **loop, sharding=sharding)
+
+
+@pytest.mark.parametrize("sharding", ["draws", P("draws"), jax.devices()[0]])
+def test_something_else_than_a_named_sharding_is_refused(sharding):
+    with pytest.raises(TypeError, match="sharding is that of the axis of draws, a NamedSharding"):
+        sj.smoothgrad(EXPLAIN, 0.1, sharding=sharding)
+
+
+def test_a_sharding_of_more_axes_is_refused():
+    devices = mesh(8, AxisType.Auto, ("batch", "draws"), (2, 4))
+    with pytest.raises(TypeError, match="that of the axis of draws"):
+        sj.smoothgrad(EXPLAIN, 0.1, sharding=NamedSharding(devices, P("draws", "batch")))
