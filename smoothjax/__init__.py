@@ -3,6 +3,7 @@
 from smoothjax import attribution as attribution
 from smoothjax import metrics as metrics
 from smoothjax import reductions as reductions
+from smoothjax import spectral as spectral
 from smoothjax.attribution import expected_gradients as expected_gradients
 from smoothjax.attribution import input_times_gradient as input_times_gradient
 from smoothjax.attribution import integrated_gradients as integrated_gradients
@@ -19,6 +20,8 @@ from smoothjax.smoothing import noisegrad as noisegrad
 from smoothjax.smoothing import smoothgrad as smoothgrad
 from smoothjax.smoothing import squaregrad as squaregrad
 from smoothjax.smoothing import vargrad as vargrad
+from smoothjax.spectral import forgrad as forgrad
+from smoothjax.spectral import lowpass as lowpass
 from smoothjax.transform import is_stochastic as is_stochastic
 from smoothjax.transform import stochastic as stochastic
 

@@ -43,15 +43,20 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
     >>> explain(jnp.array([[1.0, -1.0], [2.0, 3.0]]), jnp.ones((2, 2)))
     Array([0., 5.], dtype=float32)
     """
-    check_callable(explain, "pool")
     check_callable(how, "pool: how")
     axis = check_integer(axis, "pool: axis")
+    return map_leaves("pool", explain, lambda leaf: how(leaf, axis=axis))
+
+
+def map_leaves(name: str, explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:
+    """Returns the explainer of `fun(leaf)` for each leaf of what `explain` returns."""
+    check_callable(explain, name)
     inner = keyed(explain)
 
-    @named("pool", explain, takes_key=is_stochastic(explain))
-    def pooled(key, *args, **kwargs):
+    @named(name, explain, takes_key=is_stochastic(explain))
+    def mapped(key, *args, **kwargs):
         attribution = inner(key, *args, **kwargs)
-        check_no_estimate(attribution, "pool")
-        return jax.tree.map(lambda leaf: how(leaf, axis=axis), attribution)
+        check_no_estimate(attribution, name)
+        return jax.tree.map(fun, attribution)
 
-    return pooled
+    return mapped

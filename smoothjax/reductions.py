@@ -109,7 +109,6 @@ def variance() -> Reduction:
     >>> explain(jax.random.key(0), None, jnp.ones((2, 3))).shape
     (2, 3)
     """
-
     return _VARIANCE
 
 
@@ -125,7 +124,6 @@ def mean_and_stderr() -> Reduction:
     >>> estimate.mean.shape, estimate.stderr.shape, int(estimate.num_samples)
     ((2, 3), (2, 3), 50)
     """
-
     return _MEAN_AND_STDERR
 
 
