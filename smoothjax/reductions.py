@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 PyTree = Any
@@ -44,6 +45,10 @@ class Estimate(NamedTuple):
     mean: PyTree
     stderr: PyTree
     num_samples: jax.Array
+
+
+# So that a program that returns an Estimate can be exported.
+jax.export.register_namedtuple_serialization(Estimate, serialized_name="smoothjax.Estimate")
 
 
 def relative_error(estimate: Estimate) -> jax.Array:

@@ -1,0 +1,373 @@
+import json
+import os
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import smoothjax as sj
+from smoothjax import __main__ as command
+from smoothjax import zoo
+from smoothjax.reductions import mean_and_stderr, relative_error, stack
+
+SIZE = 12
+NAMES = ("cat", "dog", "crane", "crane", "Great Dane", "hen", "owl", "fox", "yak", "bee")
+ALL = ",".join(command.METHODS)
+
+
+def small_network():
+    """A network with the attributes of `zoo.Network`, of 10 classes and 12 x 12 pixels."""
+    rng = np.random.default_rng(0)
+    params = {
+        "hidden": jnp.asarray(rng.normal(size=(SIZE * SIZE * 3, 16)) / 20, jnp.float32),
+        "last": jnp.asarray(rng.normal(size=(16, 10)), jnp.float32),
+    }
+
+    def apply(params, images):
+        flat = images.reshape(images.shape[0], -1)
+        return jnp.tanh(flat @ params["hidden"]) @ params["last"]
+
+    def preprocess(pixels):
+        image = Image.fromarray(pixels).resize((SIZE, SIZE))
+        return jnp.asarray(np.asarray(image), jnp.float32) / 127.5 - 1
+
+    return types.SimpleNamespace(
+        name="small",
+        params=params,
+        apply=apply,
+        score=lambda params, x, label: apply(params, x[None])[0][label],
+        preprocess=preprocess,
+        unprocess=lambda x: np.asarray((x + 1) * 127.5).astype(np.uint8),
+        bounds=(jnp.full(3, -1.0), jnp.full(3, 1.0)),
+        class_names=NAMES,
+        image_size=SIZE,
+        sigma_weights=1.0,
+    )
+
+
+@pytest.fixture
+def net(monkeypatch):
+    net = small_network()
+    monkeypatch.setattr(zoo, "load", lambda name: net)
+    return net
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return make_photo(tmp_path / "photo.png")
+
+
+def make_photo(path, seed=0):
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(*args):
+    return command.main([str(arg) for arg in args])
+
+
+def read(path):
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def predicted(net, photo):
+    x = net.preprocess(zoo.open_photo(photo))
+    logits = net.apply(net.params, x[None])[0]
+    return x, int(logits.argmax()), jax.nn.softmax(logits)
+
+
+def the_error_line(capsys):
+    """The one line of stderr, progress bars aside."""
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    (line,) = [line for line in lines if "map" not in line.split("[")[-1] and line.strip()]
+    assert line.startswith("smoothjax: error: ")
+    return line
+
+
+def test_explains_the_cat_by_default(net, out, capsys):
+    assert run("--methods", "saliency", "--out", out) == 0
+    assert files(out) == ["chelsea.json", "chelsea.png"]
+    captured = capsys.readouterr()
+    assert captured.out.startswith("'chelsea'\n")
+    assert "saliency: 100%" in captured.err
+    assert read(out / "chelsea.json")["photo"] == "chelsea"
+
+
+def test_json_says_what_was_done_and_found(net, out, photo, capsys):
+    assert run(photo, "--samples", 6, "--seed", 3, "--model", "any", "--out", out) == 0
+    report = read(out / "photo.json")
+    assert list(report) == [
+        "smoothjax",
+        "jax",
+        "date",
+        "photo",
+        "model",
+        "seed",
+        "samples",
+        "prediction",
+        "explained",
+        "methods",
+    ]
+    assert report["smoothjax"] == sj.__version__
+    assert report["jax"] == jax.__version__
+    assert (report["photo"], report["model"]) == (str(photo), "any")
+    assert (report["seed"], report["samples"]) == (3, 6)
+    assert list(report["methods"]) == command.DEFAULT_METHODS.split(",")
+
+    _, top, chances = predicted(net, photo)
+    order = np.argsort(-np.asarray(chances))[:5].tolist()
+    assert [row["label"] for row in report["prediction"]] == order
+    assert [row["name"] for row in report["prediction"]] == [NAMES[i] for i in order]
+    np.testing.assert_allclose(
+        [row["probability"] for row in report["prediction"]], chances[np.array(order)], rtol=1e-5
+    )
+    assert report["explained"] == {"label": top, "name": NAMES[top]}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == repr(str(photo))
+    for line, i in zip(printed[1:6], order, strict=True):
+        assert line.split()[0] == f"{chances[i]:.1%}"
+        assert line.endswith(f"{NAMES[i]} ({i})")
+
+    assert report["methods"]["saliency"]["settings"] == {}
+    assert report["methods"]["noisegrad"]["settings"] == {"weight noise": 1.0, "draws": 6}
+    assert report["methods"]["fusiongrad"]["settings"] == {
+        "weight noise": 0.5,
+        "input noise": "0.075 of range",
+        "draws": "2 x 2",
+    }
+    for record in report["methods"].values():
+        assert record["seconds"] >= 0
+        assert record["compile_seconds"] > 0
+
+
+def explainers(net, num):
+    """What the library itself makes of the default methods, at the calibrated levels."""
+    gradient = jax.grad(net.score, argnums=1)
+    options = {"reduction": mean_and_stderr()}
+    root = round(num**0.5)
+    half = {"num_weight_draws": root, "num_input_draws": root}
+    return {
+        "smoothgrad": sj.smoothgrad(gradient, sj.relative(0.15), num_samples=num, **options),
+        "noisegrad": sj.noisegrad(gradient, 1.0, num_samples=num, **options),
+        "fusiongrad": sj.fusiongrad(gradient, 0.5, sj.relative(0.075), **half, **options),
+        "adaptgrad": sj.adaptgrad(gradient, net.bounds, 0.95, num_samples=num, **options),
+    }
+
+
+@pytest.mark.parametrize("name", ["smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"])
+def test_maps_and_their_errors_are_those_of_the_library(net, out, photo, monkeypatch, name):
+    from smoothjax import plotting
+
+    drawn = []
+    gallery = plotting.gallery
+    monkeypatch.setattr(plotting, "gallery", lambda *args: drawn.append(args) or gallery(*args))
+    assert run(photo, "--samples", 16, "--seed", 5, "--methods", name, "--out", out) == 0
+    x, top, _ = predicted(net, photo)
+    estimate = jax.jit(explainers(net, 16)[name])(jax.random.key(5), net.params, x, top)
+    ((image, (attribution,), titles, heading),) = drawn
+    record = read(out / "photo.json")["methods"][name]
+
+    np.testing.assert_allclose(attribution, estimate.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(record["relative_error"], relative_error(estimate), rtol=1e-4)
+    np.testing.assert_array_equal(image, net.unprocess(x))
+    assert heading.startswith(f"predicted: {NAMES[top]}, ")
+    assert titles[0] == "input"
+    assert titles[1].startswith(f"{name}\n")
+    assert f"relative error {record['relative_error']:.2f}" in titles[1]
+    for what, value in record["settings"].items():
+        assert f"{what} {value}" in titles[1]
+
+
+@pytest.mark.parametrize(("name", "sigma", "num"), [("noisegrad", 1.0, 64), ("fusiongrad", 0.5, 8)])
+def test_kept_share_counts_the_weight_draws_of_the_map(net, out, photo, name, sigma, num):
+    args = ("--samples", 64, "--seed", 1, "--methods", name, "--label", "bee")
+    assert run(photo, *args, "--out", out) == 0
+    x, top, _ = predicted(net, photo)
+    assert NAMES[top] != "bee"  # what is kept is the prediction, not the label
+    draws = sj.noisegrad(lambda params: params, sigma, num_samples=num, reduction=stack())(
+        jax.random.key(1), net.params
+    )
+    kept = []
+    for i in range(num):
+        logits = net.apply({name: leaf[i] for name, leaf in draws.items()}, x[None])[0]
+        kept.append(int(logits.argmax()) == top)
+    assert 0 < np.mean(kept) < 1
+    assert read(out / "photo.json")["methods"][name]["kept_share"] == pytest.approx(np.mean(kept))
+
+
+def test_every_method_runs_and_only_means_have_an_error(net, out, photo):
+    assert run(photo, "--samples", 4, "--methods", ALL, "--out", out) == 0
+    records = read(out / "photo.json")["methods"]
+    with_error = {name for name, row in records.items() if row["relative_error"] is not None}
+    assert with_error <= {"smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"}
+    with_share = {name for name, row in records.items() if row["kept_share"] is not None}
+    assert with_share == {"noisegrad", "fusiongrad"}
+    with Image.open(out / "photo.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_an_infinite_error_is_said_in_words_and_null_in_json(net):
+    result = command.Result(jnp.zeros((2, 2)), jnp.float32(jnp.inf), jnp.float32(0.5))
+    assert (
+        command.title("m", {"draws": 2}, result)
+        == "m\ndraws 2\nerror > signal, prediction kept 50%"
+    )
+    assert command.finite(result.relative_error) is None
+
+
+def test_a_map_does_not_depend_on_other_photos_and_methods(net, out, photo, tmp_path):
+    other = make_photo(tmp_path / "other.png", seed=1)
+    assert run(other, photo, "--samples", 4, "--out", out) == 0
+    assert run(photo, "--samples", 4, "--methods", "noisegrad", "--out", out / "alone") == 0
+    both, alone = read(out / "photo.json"), read(out / "alone" / "photo.json")
+    for field in ("relative_error", "kept_share"):
+        assert both["methods"]["noisegrad"][field] == alone["methods"]["noisegrad"][field]
+
+
+def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
+    traced = []
+    score = net.score
+    net.score = lambda *args: traced.append(args) or score(*args)
+    run(photo, "--methods", "saliency", "--out", out)
+    once = len(traced)
+    run(photo, photo, photo, "--methods", "saliency", "--out", out)
+    assert len(traced) == 2 * once
+
+
+def test_photos_of_the_same_name_do_not_overwrite_one_another(net, out, tmp_path):
+    names = ["a/cat.png", "b/cat.png", "b/CAT.jpg", "b/cat-2.png", "b/dog.webp"]
+    photos = [make_photo(tmp_path / name, seed) for seed, name in enumerate(names)]
+    expected = {"cat": 0, "cat-2": 1, "CAT-3": 2, "cat-2-2": 3, "dog": 4}
+    for _ in range(2):  # a rerun overwrites its own
+        assert run(*photos, "--methods", "saliency", "--out", out) == 0
+        assert files(out) == sorted(f"{n}.{end}" for n in expected for end in ("json", "png"))
+        for name, i in expected.items():
+            assert read(out / f"{name}.json")["photo"] == str(photos[i])
+
+
+def test_a_photo_is_never_overwritten(net, tmp_path):
+    photo = make_photo(tmp_path / "cat.png")
+    before = photo.read_bytes()
+    assert run(photo, "--methods", "saliency", "--out", tmp_path) == 0
+    assert photo.read_bytes() == before
+    assert files(tmp_path) == ["cat-2.json", "cat-2.png", "cat.png"]
+
+
+@pytest.mark.parametrize("name", ["..png", "$x$ %s {0}.png", "猫.png", "no suffix"])
+def test_odd_names_stay_in_the_folder(net, out, tmp_path, name):
+    photo = make_photo(tmp_path / "photo.png").rename(tmp_path / name)
+    assert run(photo, "--methods", "saliency", "--out", out) == 0
+    assert len(files(out)) == 2
+    assert files(tmp_path) == sorted([name, "out"])
+
+
+def test_an_unreadable_photo_does_not_stop_the_others(net, out, photo, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(photo.read_bytes()[:60])
+    args = (bad, tmp_path / "missing.png", tmp_path, photo, "--methods", "saliency", "--out", out)
+    assert run(*args) == 2
+    assert files(out) == ["photo.json", "photo.png"]
+    errors = capsys.readouterr().err
+    assert errors.count("smoothjax: error: ") == 3
+    assert repr(str(bad)) in errors
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--methods", "saliency,smothgrad"],
+            "unknown 'smothgrad'; known are saliency, smoothgrad",
+        ),
+        (["--methods", ""], "unknown ''"),
+        (["--label", "10"], "0 to 9; got 10"),
+        (["--label", "great dan"], "no class 'great dan'; close are great dane"),
+        (["--label", "zzzzzz"], "no class 'zzzzzz'"),
+        (["--label", "-1"], "no class '-1'"),
+        (["--label", "Crane"], "several classes; give one of [2, 3]"),
+    ],
+)
+def test_unknown_methods_and_labels(net, out, capsys, args, message):
+    assert run(*args, "--out", out) == 2
+    assert message in the_error_line(capsys)
+    assert not out.exists()
+
+
+def test_an_unknown_model(out, capsys):
+    assert run("--model", "lenet", "--out", out) == 2
+    assert "'lenet'" in the_error_line(capsys)
+
+
+@pytest.mark.parametrize("args", [["--samples", "1"], ["--samples", "x"], ["--seed", "-1"]])
+def test_numbers_out_of_range(net, capsys, args):
+    with pytest.raises(SystemExit) as stopped:
+        run(*args)
+    assert stopped.value.code == 2
+    assert f"argument {args[0]}: needs an integer from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["4", "great DANE"])
+def test_another_label_is_explained(net, out, photo, label):
+    assert run(photo, "--methods", "saliency", "--label", label, "--out", out) == 0
+    assert read(out / "photo.json")["explained"] == {"label": 4, "name": "Great Dane"}
+
+
+def test_a_folder_that_cannot_be_written(net, photo, capsys):
+    assert run(photo, "--out", photo / "out") == 2
+    assert str(photo) in the_error_line(capsys)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_what_fails_in_the_middle_leaves_no_file(net, out, photo, monkeypatch, capsys, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    args = (photo, "--methods", "saliency", "--out", out)
+    if isinstance(error, OSError):
+        assert run(*args) == 2
+        assert "disk full" in the_error_line(capsys)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(*args)
+    assert files(out) == []
+
+
+def test_files_can_be_read_by_others(net, out, photo):
+    plain = out.parent / "plain"
+    plain.touch()
+    assert run(photo, "--methods", "saliency", "--out", out) == 0
+    assert (out / "photo.png").stat().st_mode == plain.stat().st_mode
+
+
+def test_missing_extras_say_what_to_install(monkeypatch, out, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
+    assert run("--out", out) == 2
+    assert 'pip install "smoothjax[zoo]"' in the_error_line(capsys)
+
+
+def test_the_real_network_sees_a_cat(out):
+    args = ("--samples", 2, "--methods", "smoothgrad,noisegrad", "--out", out)
+    assert run(*args) == 0
+    report = read(out / "chelsea.json")
+    assert report["prediction"][0]["name"] == "Egyptian cat"
+    assert report["methods"]["noisegrad"]["kept_share"] in (0, 0.5, 1)
+    assert (out / "chelsea.png").stat().st_size < 500_000
