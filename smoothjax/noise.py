@@ -218,25 +218,45 @@ def perturb(
     leaves moves no leaf's noise. Noise is drawn and combined in at least float32, then cast back.
     """
     leaves, treedef = jax.tree.flatten(argument)
+    chosen = {i: jnp.asarray(leaves[i]) for i, sigma in enumerate(sigmas) if sigma is not None}
+    for dtype in sorted({wide_dtype(leaf.dtype) for leaf in chosen.values()}, key=str):
+        sizes = {i: leaf.size for i, leaf in chosen.items() if wide_dtype(leaf.dtype) == dtype}
+        for i, eps in _draw(key, sizes, dtype, sampler).items():
+            leaf = chosen[i]
+            noise = sigmas[i] * eps.reshape(leaf.shape)
+            leaves[i] = combine(leaf.astype(dtype), noise).astype(leaf.dtype)
+    return treedef.unflatten(leaves)
 
-    def of_leaf(position, leaf, sigma):
-        if sigma is None:
-            return leaf
-        leaf = jnp.asarray(leaf)
-        eps = sampler(jax.random.fold_in(key, position), leaf.shape, sigma.dtype)
-        if jnp.shape(eps) != leaf.shape:
+
+# How many numbers are drawn with one key, and with how many keys at once.
+_BLOCK = 1024
+_BLOCKS_AT_ONCE = 256
+
+
+def _draw(key, sizes, dtype, sampler):
+    """Returns, for each position of `sizes`, that many draws.
+
+    One loop over blocks draws for all leaves. XLA would compile a sampler for every leaf (measured
+    for the 149 leaves of EfficientNet-Lite0: 30 s instead of 4 s), and fuse it into whatever uses
+    the noise, such as a convolution, which then draws the same numbers many times over.
+    """
+    blocks = [-(-size // _BLOCK) for size in sizes.values()]
+    positions = np.repeat(np.fromiter(sizes, np.uint32), blocks)
+    numbers = np.concatenate([np.arange(n, dtype=np.uint32) for n in blocks])
+    fold_in = jax.random.fold_in
+    keys = jax.vmap(lambda i, block: fold_in(fold_in(key, i), block))(positions, numbers)
+
+    def block(key):
+        eps = sampler(key, (_BLOCK,), dtype)
+        if jnp.shape(eps) != (_BLOCK,):
             raise ValueError(
-                f"sampler(key, shape, dtype) must return an array of the shape {leaf.shape} that "
-                f"it is asked for; got {jnp.shape(eps)}."
+                f"sampler(key, shape, dtype) must return an array of the shape ({_BLOCK},) that it "
+                f"is asked for; got {jnp.shape(eps)}."
             )
-        return combine(leaf.astype(sigma.dtype), sigma * eps.astype(sigma.dtype)).astype(leaf.dtype)
+        return eps.astype(dtype)
 
-    return treedef.unflatten(
-        [
-            of_leaf(i, leaf, sigma)
-            for i, (leaf, sigma) in enumerate(zip(leaves, sigmas, strict=True))
-        ]
-    )
+    drawn = jnp.split(jax.lax.map(block, keys, batch_size=_BLOCKS_AT_ONCE), np.cumsum(blocks)[:-1])
+    return {i: eps.ravel()[:size] for (i, size), eps in zip(sizes.items(), drawn, strict=True)}
 
 
 def _is_function(rule):

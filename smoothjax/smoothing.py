@@ -56,7 +56,8 @@ def smoothgrad(
         floating-point array leaves are perturbed, and the rest passes untouched.
       where: which leaves to perturb: a pytree prefix of bools, or a function of the argument that
         returns one, such as `by_path(...)`. None means all.
-      sampler: a function `(key, shape, dtype)` that draws `eps`, of mean 0 and variance 1.
+      sampler: a function `(key, shape, dtype)` of independent draws, of mean 0 and variance 1, like
+        those of `jax.random`. It is asked for blocks, not for leaves.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. It bounds memory and changes no result
         beyond rounding.
@@ -134,7 +135,7 @@ def noisegrad(
       argnum: the argument that the noise is on, counted from 0 after the key: 0 is params.
       where: which leaves to perturb, as in `smoothgrad`. Keep running statistics of normalisation
         layers out of `params`, or out of `where`: the paper does not perturb them.
-      sampler: a function `(key, shape, dtype)` that draws `eps`, of mean 0 and variance 1.
+      sampler: as in `smoothgrad`.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. Each has its own copy of the weights, and a
         convolution with a batch of weights is a grouped one, so 1 is usually best.

@@ -85,13 +85,12 @@ def test_our_line_for_fusiongrad_is_noisegrads(key):
     maps = []
     for i in range(10):
         noise_key, inner_key = jax.random.split(jax.random.fold_in(key, i))
-        leaves, treedef = jax.tree.flatten(PARAMS)
-        noisy = treedef.unflatten(
-            [
-                w * (1 + 0.2 * jax.random.normal(jax.random.fold_in(noise_key, j), w.shape))
-                for j, w in enumerate(leaves)
-            ]
+        sigmas = sj.noise.levels("test", PARAMS, 1.0, None)
+        zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+        eta = sj.noise.perturb(
+            noise_key, zeros, sigmas, jax.random.normal, lambda w, eps: 1 + 0.2 * eps
         )
+        noisy = jax.tree.map(jnp.multiply, PARAMS, eta)
         for eps in noise(inner_key, 10, 1, (PARAMS, X)):
             maps.append(g(noisy, X + 0.4 * eps))
     assert len(maps) == 100

@@ -91,13 +91,20 @@ def test_flops_of_weight_noise(network, key):
     explain = sj.saliency(score)
 
     def one_draw(key, params, x):
-        noisy = [w * (1 + 0.1 * jax.random.normal(jax.random.fold_in(key, i), w.shape))
-                 for i, w in enumerate(params)]  # fmt: skip
+        sigmas = sj.noise.levels("test", params, 0.1, None)
+        noisy = sj.noise.perturb(key, params, sigmas, jax.random.normal, sj.noise.multiplicative)
         return explain(noisy, x)
 
     smooth = sj.noisegrad(explain, 0.1, num_samples=4)
     ratio = flops(smooth, key, params, x) / flops(one_draw, key, params, x)
     assert 0.95 < ratio < 1.02
+
+
+def test_noise_is_drawn_once_and_not_fused_into_what_uses_it(network, key):
+    """The compiled program holds one sampler for all leaves, in a loop of its own."""
+    score, params, x = network
+    text = compiled(sj.noisegrad(sj.saliency(score), 0.1), key, params, x).as_text()
+    assert 1 <= text.count(" log1p(") + text.count("log-plus-one(") <= 2
 
 
 def test_a_shared_key_leaves_the_weights_unbatched(network, key):
