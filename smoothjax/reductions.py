@@ -75,8 +75,8 @@ def relative_error(estimate: Estimate) -> jax.Array:
         return sum(jnp.sum(_abs2(x.astype(_wide(x.dtype)))) for x in jax.tree.leaves(tree))
 
     noise, power = norm2(estimate.stderr), norm2(estimate.mean)
-    signal = power - noise
-    return jnp.where(signal > 0, jnp.sqrt(noise / jnp.where(signal > 0, signal, 1)), jnp.inf)
+    drowned = power <= noise  # and not where either is NaN, which passes on
+    return jnp.where(drowned, jnp.inf, jnp.sqrt(noise / jnp.where(drowned, 1, power - noise)))
 
 
 def mean() -> Reduction:

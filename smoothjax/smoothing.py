@@ -86,8 +86,8 @@ def smoothgrad(
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> explain = jax.jit(sj.smoothgrad(jax.grad(score, argnums=1), sigma=0.01))
-    >>> explain(jax.random.key(0), jnp.ones(3), jnp.arange(3.0)).round(1)
-    Array([0., 2., 4.], dtype=float32)
+    >>> explain(jax.random.key(0), jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).round(1)
+    Array([2., 4., 6.], dtype=float32)
     """
     return _smooth(
         "smoothgrad",
@@ -216,8 +216,8 @@ def fusiongrad(
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> explain = jax.jit(sj.fusiongrad(jax.grad(score, argnums=1), 0.01, 0.01))
-    >>> explain(jax.random.key(0), jnp.ones(3), jnp.arange(3.0)).round(1)
-    Array([0., 2., 4.], dtype=float32)
+    >>> explain(jax.random.key(0), jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).round(1)
+    Array([2., 4., 6.], dtype=float32)
     """
     inner = smoothgrad(explain, sigma_inputs, num_samples=num_input_draws)
     fused = noisegrad(inner, sigma_weights, num_samples=num_weight_draws, reduction=reduction)

@@ -61,8 +61,17 @@ def close(got, want, rtol=1e-5):
 
 @each_type
 @each_transform
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
-def test_draws_over_a_mesh(num_devices, transform, axis_type, key):
+def test_draws_over_a_mesh(transform, axis_type, key):
+    check_draws_over_a_mesh(8, transform, axis_type, key)
+
+
+@each_type
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_draws_over_a_smaller_mesh(num_devices, axis_type, key):
+    check_draws_over_a_mesh(num_devices, TRANSFORMS["fusion"], axis_type, key)
+
+
+def check_draws_over_a_mesh(num_devices, transform, axis_type, key):
     loop = {"num_samples": 24, "chunk_size": 16}  # and a remainder of 8
     want = jax.jit(transform(EXPLAIN, **loop))(key, PARAMS, X)
     devices = mesh(num_devices, axis_type)
@@ -118,7 +127,9 @@ def test_the_work_is_divided(axis_type, key):
     np.testing.assert_allclose(flops(8), flops(1) / 8, rtol=0.05)
 
 
-@pytest.mark.parametrize("transform", [TRANSFORMS[n] for n in ("smoothgrad", "noisegrad", "fusion")])
+@pytest.mark.parametrize(
+    "transform", [TRANSFORMS[n] for n in ("smoothgrad", "noisegrad", "fusion")]
+)
 def test_inside_shard_map(transform, key):
     """Each device explains its part of a batch, with the key and weights of all."""
     devices = mesh(8, AxisType.Auto, ("batch",))

@@ -129,6 +129,10 @@ def test_relative_error_is_infinite_where_noise_covers_the_map(noise):
     assert relative_error(Estimate(jnp.array([3.0, 4.0]), jnp.array([noise, 0.0]), 9)) == jnp.inf
 
 
+def test_relative_error_of_nan_is_nan():
+    assert jnp.isnan(relative_error(Estimate(jnp.array([jnp.nan, 4.0]), jnp.ones(2), 9)))
+
+
 def test_relative_error_estimates_the_distance_to_the_limit():
     """On draws of known mean, over many keys, its median is the true error."""
     truth = jnp.linspace(-1.0, 1.0, 200)
