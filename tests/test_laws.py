@@ -80,25 +80,25 @@ def explain(score):
 
 @each_transform
 def test_zero_noise_gives_the_limit(transform, explain, key, params):
-    silent = transform.silent(explain, num_samples=5, chunk_size=2)
+    silent = transform.silent(explain, num_samples=4, chunk_size=2)
     close(silent(key, params, X), transform.limit(explain(params, X)))
 
 
 @each_transform
 def test_noise_changes_the_map(transform, explain, key, params):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)(key, params, X)
+    noisy = transform.build(explain, num_samples=4, chunk_size=2)(key, params, X)
     assert not np.allclose(noisy, transform.limit(explain(params, X)), rtol=1e-3)
 
 
 @each_transform
 def test_jit_equals_eager(transform, explain, key, params):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = transform.build(explain, num_samples=4, chunk_size=2)
     close(jax.jit(noisy)(key, params, X), noisy(key, params, X))
 
 
 @each_transform
 def test_vmap_equals_a_loop_over_examples(transform, explain, key, params):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = jax.jit(transform.build(explain, num_samples=4, chunk_size=2))
     xs = jnp.stack([X, 2 * X, X - 0.5])
     batch = jax.vmap(noisy, in_axes=(None, None, 0))(key, params, xs)
     close(batch, jnp.stack([noisy(key, params, x) for x in xs]))
@@ -106,14 +106,14 @@ def test_vmap_equals_a_loop_over_examples(transform, explain, key, params):
 
 @each_transform
 def test_vmap_equals_a_loop_over_keys(transform, explain, key, params):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = jax.jit(transform.build(explain, num_samples=4, chunk_size=2))
     keys = jax.random.split(key, 3)
     batch = jax.vmap(noisy, in_axes=(0, None, None))(keys, params, X)
     close(batch, jnp.stack([noisy(k, params, X) for k in keys]))
 
 
 @each_transform
-@pytest.mark.parametrize("chunk_size", [2, 3, 7, 100])
+@pytest.mark.parametrize("chunk_size", [3, 7, 100])
 def test_any_chunk_size_gives_the_same(transform, chunk_size, explain, key, params):
     one_by_one = transform.build(explain, num_samples=7, chunk_size=1)
     chunked = transform.build(explain, num_samples=7, chunk_size=chunk_size)
@@ -160,8 +160,9 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
 
 @each_transform
 def test_differentiable(transform, explain, key, params):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = transform.build(explain, num_samples=4, chunk_size=2)
 
+    @jax.jit
     def total(x):
         return jnp.sum(noisy(key, params, x))
 
@@ -177,15 +178,15 @@ def test_keyword_arguments_pass_through(transform, key, params):
     def explain(params, x, *, power):
         return params["last"][:3] * x**power
 
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = transform.build(explain, num_samples=4, chunk_size=2)
     keyword = noisy(key, params, X, power=2)
-    fixed = transform.build(functools.partial(explain, power=2), num_samples=5, chunk_size=2)
+    fixed = transform.build(functools.partial(explain, power=2), num_samples=4, chunk_size=2)
     close(keyword, fixed(key, params, X))
 
 
 @each_transform
 def test_the_returned_function_is_stochastic_and_named(transform, explain):
-    noisy = transform.build(explain, num_samples=5, chunk_size=2)
+    noisy = transform.build(explain, num_samples=4, chunk_size=2)
     assert sj.is_stochastic(noisy)
     assert "score" in noisy.__name__
 
