@@ -5,9 +5,15 @@ from smoothjax import metrics as metrics
 from smoothjax import reductions as reductions
 from smoothjax import spectral as spectral
 from smoothjax.attribution import expected_gradients as expected_gradients
+from smoothjax.attribution import gradcam as gradcam
+from smoothjax.attribution import gradcam_plus_plus as gradcam_plus_plus
+from smoothjax.attribution import hsic as hsic
 from smoothjax.attribution import input_times_gradient as input_times_gradient
 from smoothjax.attribution import integrated_gradients as integrated_gradients
+from smoothjax.attribution import occlusion as occlusion
+from smoothjax.attribution import rise as rise
 from smoothjax.attribution import saliency as saliency
+from smoothjax.attribution import sobol as sobol
 from smoothjax.noise import adaptive as adaptive
 from smoothjax.noise import by_path as by_path
 from smoothjax.noise import relative as relative

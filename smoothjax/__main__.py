@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import smoothjax as sj
+from smoothjax.pooling import map_leaves
 from smoothjax.reductions import Estimate, mean_and_stderr, relative_error
 from smoothjax.transform import Explainer, keyed
 
@@ -120,6 +121,19 @@ def _over_inputs(transform):
     return method
 
 
+def _forgrad(net: "Network", num_samples: int) -> Method:
+    smoothed = sj.smoothgrad(sj.saliency(net.score), sj.relative(0.15), num_samples=num_samples)
+    settings = {"input noise": "0.15 of range", "draws": num_samples, "cut-off": 15}
+    return Method(sj.forgrad(smoothed, cutoff=15), settings)
+
+
+def _rise(net: "Network", num_samples: int) -> Method:
+    # A mask tells less than a gradient, and the map has the mean score for an offset.
+    explain = sj.rise(net.score, num_samples=20 * num_samples)
+    above_least = map_leaves("above_least", explain, lambda leaf: leaf - jnp.min(leaf))
+    return Method(above_least, {"masks": 20 * num_samples})
+
+
 METHODS: dict[str, Callable[[Any, int], Method]] = {
     "saliency": lambda net, _: Method(sj.saliency(net.score), {}),
     "smoothgrad": _smoothgrad,
@@ -133,6 +147,13 @@ METHODS: dict[str, Callable[[Any, int], Method]] = {
     "input_times_gradient": lambda net, _: Method(sj.input_times_gradient(net.score), {}),
     "vargrad": _over_inputs(sj.vargrad),
     "squaregrad": _over_inputs(sj.squaregrad),
+    "forgrad": _forgrad,
+    "gradcam": lambda net, _: Method(sj.gradcam(net.features, net.head), {}),
+    "gradcam_plus_plus": lambda net, _: Method(sj.gradcam_plus_plus(net.features, net.head), {}),
+    "occlusion": lambda net, _: Method(sj.occlusion(net.score), {"patch": 32, "stride": 16}),
+    "rise": _rise,
+    "sobol": lambda net, _: Method(sj.sobol(net.score), {"cells": "8 x 8", "designs": 32}),
+    "hsic": lambda net, _: Method(sj.hsic(net.score), {"cells": "8 x 8", "masks": 500}),
 }
 
 

@@ -22,6 +22,7 @@ from smoothjax.reductions import Reduction, check_no_estimate, mean_and_stderr
 from smoothjax.transform import (
     Explainer,
     check_at_least,
+    check_axes,
     check_callable,
     check_integer,
     is_stochastic,
@@ -620,15 +621,9 @@ def _check_map(leaf, name):
 
 
 def _check_axes(axes, name):
-    try:
-        axes = tuple(axes)
-    except TypeError:
-        raise TypeError(f"{name}: axes must be a tuple like (0, 1); got {axes!r:.80}.") from None
-    axes = tuple(check_integer(axis, f"{name}: each of axes") for axis in axes)
-    if not 1 <= len(axes) <= 3:
+    axes = check_axes(axes, name)
+    if len(axes) > 3:
         raise ValueError(f"{name} filters one to three axes of a map at once; got axes {axes}.")
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"{name}: axes must be different from each other; got {axes}.")
     return axes
 
 

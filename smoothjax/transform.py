@@ -177,6 +177,18 @@ def check_at_least(value: Any, least: int, what: str) -> int:
     return number
 
 
+def check_axes(axes: Any, name: str) -> tuple[int, ...]:
+    """Returns axes, such as (0, 1), as a tuple of different ints, or raises."""
+    try:
+        axes = tuple(axes)
+    except TypeError:
+        raise TypeError(f"{name}: axes must be a tuple like (0, 1); got {axes!r:.80}.") from None
+    axes = tuple(check_integer(axis, f"{name}: each of axes") for axis in axes)
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"{name}: axes must be one or more different axes; got {axes}.")
+    return axes
+
+
 def argument(args: tuple, argnum: int, name: str) -> PyTree:
     """Returns `args[argnum]`, or raises an error that says how arguments are counted."""
     if argnum >= len(args):

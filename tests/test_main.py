@@ -13,17 +13,18 @@ from smoothjax import __main__ as command
 from smoothjax import zoo
 from smoothjax.reductions import mean_and_stderr, relative_error, stack
 
-SIZE = 12
+SIZE = 32
 NAMES = ("cat", "dog", "crane", "crane", "Great Dane", "hen", "owl", "fox", "yak", "bee")
 ALL = ",".join(command.METHODS)
 
 
 def small_network():
-    """A network with the attributes of `zoo.Network`, of 10 classes and 12 x 12 pixels."""
+    """A network with the attributes of `zoo.Network`, of 10 classes and 32 x 32 pixels."""
     rng = np.random.default_rng(0)
     params = {
         "hidden": jnp.asarray(rng.normal(size=(SIZE * SIZE * 3, 16)) / 20, jnp.float32),
         "last": jnp.asarray(rng.normal(size=(16, 10)), jnp.float32),
+        "readout": jnp.asarray(rng.normal(size=(8 * 8 * 3, 10)), jnp.float32),
     }
 
     def apply(params, images):
@@ -39,6 +40,8 @@ def small_network():
         params=params,
         apply=apply,
         score=lambda params, x, label: apply(params, x[None])[0][label],
+        features=lambda params, x: x.reshape(8, 4, 8, 4, 3).mean((1, 3)),
+        head=lambda params, activations, label: (activations.ravel() @ params["readout"])[label],
         preprocess=preprocess,
         unprocess=lambda x: np.asarray((x + 1) * 127.5).astype(np.uint8),
         bounds=(jnp.full(3, -1.0), jnp.full(3, 1.0)),

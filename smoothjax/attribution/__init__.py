@@ -1,7 +1,13 @@
 """Methods: functions that take a score and return an explainer."""
 
+from smoothjax.attribution.cam import gradcam as gradcam
+from smoothjax.attribution.cam import gradcam_plus_plus as gradcam_plus_plus
 from smoothjax.attribution.gradient import expected_gradients as expected_gradients
 from smoothjax.attribution.gradient import gauss_legendre as gauss_legendre
 from smoothjax.attribution.gradient import input_times_gradient as input_times_gradient
 from smoothjax.attribution.gradient import integrated_gradients as integrated_gradients
 from smoothjax.attribution.gradient import saliency as saliency
+from smoothjax.attribution.masking import hsic as hsic
+from smoothjax.attribution.masking import occlusion as occlusion
+from smoothjax.attribution.masking import rise as rise
+from smoothjax.attribution.masking import sobol as sobol

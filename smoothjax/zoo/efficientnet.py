@@ -96,13 +96,20 @@ class EfficientNetLite(nnx.Module):
         self.head_norm = _norm(HEAD_CHANNELS, rngs)
         self.classifier = nnx.Linear(HEAD_CHANNELS, NUM_CLASSES, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits, (batch, 1000), of images, (batch, H, W, 3)."""
+    def features(self, images: jax.Array) -> jax.Array:
+        """Returns the last activations, (batch, H / 32, W / 32, channels), of (batch, H, W, 3)."""
         x = jax.nn.relu6(self.stem_norm(self.stem(images)))
         for block in self.blocks:
             x = block(x)
-        x = jax.nn.relu6(self.head_norm(self.head(x)))
-        return self.classifier(x.mean((1, 2)))
+        return jax.nn.relu6(self.head_norm(self.head(x)))
+
+    def logits(self, activations: jax.Array) -> jax.Array:
+        """Returns the logits, (batch, 1000), of what `features` returns."""
+        return self.classifier(activations.mean((1, 2)))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits, (batch, 1000), of images, (batch, H, W, 3)."""
+        return self.logits(self.features(images))
 
 
 def _round_channels(channels: float) -> int:

@@ -1,0 +1,259 @@
+"""Grad-CAM and Grad-CAM++ against their formulas, on models of every library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import smoothjax as sj
+from smoothjax.attribution import gradcam, gradcam_plus_plus
+
+METHODS = [gradcam, gradcam_plus_plus]
+ACTIVATIONS = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 4, 5)), jnp.float32)
+WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)), jnp.float32)
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def identity(params, x):
+    return x
+
+
+def pooled_linear(params, activations, label):
+    """Global average pooling and a linear layer."""
+    return (jnp.mean(activations, axis=(0, 1)) @ params)[label]
+
+
+def curved(params, activations, label):
+    return jnp.sum(jnp.tanh(activations @ params)[..., label] ** 2)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_gradcam_after_global_pooling_is_cam(label):
+    """CAM is relu of the activations times the class's weights; Grad-CAM is that over 12 places."""
+    got = jax.jit(gradcam(identity, pooled_linear))(WEIGHTS, ACTIVATIONS, label)
+    cam = np.maximum(np.asarray(ACTIVATIONS) @ np.asarray(WEIGHTS)[:, label], 0)
+    assert got.shape == (3, 4, 1)
+    np.testing.assert_allclose(got[..., 0], cam / 12, rtol=1e-5, atol=1e-7)
+
+
+def test_gradcam_averages_the_gradient():
+    gradient = np.asarray(jax.grad(curved, argnums=1)(WEIGHTS, ACTIVATIONS, 1))
+    total = np.einsum("c,ijc->ij", gradient.mean((0, 1)), ACTIVATIONS)
+    assert total.max() > 0
+    got = gradcam(identity, curved)(WEIGHTS, ACTIVATIONS, 1)
+    np.testing.assert_allclose(got[..., 0], np.maximum(total, 0), rtol=1e-4, atol=1e-6)
+
+
+def test_gradcam_plus_plus_follows_the_derivatives_of_the_exponential():
+    """The paper's weights, from the first, second and third derivatives of exp(S), S linear.
+
+    alpha = Y'' / (2 Y'' + sum(A) Y'''), weight = sum alpha relu(Y'), divided by exp(S).
+    """
+    activations = np.asarray(ACTIVATIONS, np.float64)
+    slope = np.asarray(WEIGHTS, np.float64)[:, 1] / 12
+    exponential = np.exp(np.einsum("ijc,c->", activations, slope))
+    first, second, third = (exponential * slope**order for order in (1, 2, 3))
+    alpha = second / (2 * second + activations.sum((0, 1)) * third)
+    weights = 12 * alpha * np.maximum(first, 0) / exponential
+    got = gradcam_plus_plus(identity, pooled_linear)(WEIGHTS, ACTIVATIONS, 1)
+    np.testing.assert_allclose(got[..., 0], activations @ weights, rtol=1e-4)
+
+
+def test_gradcam_plus_plus_of_places_with_different_gradients():
+    gradient = np.asarray(jax.grad(curved, argnums=1)(WEIGHTS, ACTIVATIONS, 1))
+    a = np.asarray(ACTIVATIONS)
+    weights = (np.maximum(gradient, 0) / (2 + gradient * a.sum((0, 1)))).sum((0, 1))
+    got = gradcam_plus_plus(identity, curved)(WEIGHTS, ACTIVATIONS, 1)
+    np.testing.assert_allclose(got[..., 0], np.maximum(a @ weights, 0), rtol=1e-4, atol=1e-6)
+
+
+@each_method
+def test_upsampling_is_bilinear_and_optional(method):
+    def coarse(params, x):
+        return x[::2, ::2]
+
+    x = jnp.asarray(np.random.default_rng(2).uniform(size=(6, 8, 5)), jnp.float32)
+    small = method(coarse, pooled_linear, upsample=False)(WEIGHTS, x, 1)
+    assert small.shape == (3, 4, 1)
+    large = method(coarse, pooled_linear)(WEIGHTS, x, 1)
+    assert large.shape == (6, 8, 1)
+    # Centres of the small pixels lie halfway between large ones: 1/4 and 3/4 of neighbours.
+    row = small[0, :, 0]
+    np.testing.assert_allclose(large[0, 1, 0], 0.75 * row[0] + 0.25 * row[1], rtol=1e-4)
+    np.testing.assert_allclose(large[0, 2, 0], 0.25 * row[0] + 0.75 * row[1], rtol=1e-4)
+
+
+@each_method
+def test_signals_and_keyword_arguments(method):
+    def head(params, activations, *, label):
+        return (jnp.mean(activations, axis=0) @ params)[label]
+
+    got = method(identity, head)(WEIGHTS, ACTIVATIONS[0], label=1)
+    assert got.shape == (4, 1)
+    assert got.max() > 0
+
+
+@each_method
+def test_the_map_is_nowhere_negative_and_keeps_its_dtype(method):
+    args = WEIGHTS.astype(jnp.bfloat16), ACTIVATIONS.astype(jnp.bfloat16), 0
+    got = method(identity, pooled_linear)(*args)
+    assert got.dtype == jnp.bfloat16
+    negative = method(identity, lambda params, a: -jnp.sum(a))(None, ACTIVATIONS)
+    np.testing.assert_array_equal(negative, np.zeros((3, 4, 1)))
+
+
+def flax_linen():
+    class Network(linen.Module):
+        def setup(self):
+            self.conv = linen.Conv(4, (3, 3), strides=2)
+            self.classifier = linen.Dense(3)
+
+        def features(self, images):
+            return linen.relu(self.conv(images))
+
+        def head(self, activations):
+            return self.classifier(activations.mean((1, 2)))
+
+        def __call__(self, images):
+            return self.head(self.features(images))
+
+    model = Network()
+    params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+
+    def features(params, x):
+        return model.apply(params, x[None], method="features")[0]
+
+    def head(params, activations, label):
+        return model.apply(params, activations[None], method="head")[0, label]
+
+    def score(params, x, label):
+        return model.apply(params, x[None])[0, label]
+
+    return params, features, head, score
+
+
+def flax_nnx():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
+            self.classifier = nnx.Linear(4, 3, rngs=rngs)
+
+        def features(self, images):
+            return nnx.relu(self.conv(images))
+
+        def head(self, activations):
+            return self.classifier(activations.mean((1, 2)))
+
+        def __call__(self, images):
+            return self.head(self.features(images))
+
+    graph, params = nnx.split(Network(nnx.Rngs(0)))
+
+    def features(params, x):
+        return nnx.merge(graph, params).features(x[None])[0]
+
+    def head(params, activations, label):
+        return nnx.merge(graph, params).head(activations[None])[0, label]
+
+    def score(params, x, label):
+        return nnx.merge(graph, params)(x[None])[0, label]
+
+    return params, features, head, score
+
+
+@each_method
+@pytest.mark.parametrize("library", [flax_linen, flax_nnx])
+def test_flax_networks_under_smoothing(library, method, key):
+    params, features, head, score = library()
+    x = jax.random.normal(jax.random.key(3), (8, 8, 3))
+    label = 1
+    np.testing.assert_allclose(
+        head(params, features(params, x), label), score(params, x, label), rtol=1e-5
+    )
+    explain = method(features, head)
+    plain = jax.jit(explain)(params, x, label)
+    assert plain.shape == (8, 8, 1)
+    assert plain.max() > 0
+    xs = jnp.stack([x, -x])
+    batch = jax.jit(jax.vmap(explain, (None, 0, None)))(params, xs, label)
+    np.testing.assert_allclose(batch[0], plain, rtol=1e-4, atol=1e-6)
+    for smoothed in (sj.noisegrad(explain, 0.1), sj.smoothgrad(explain, 0.1, num_samples=10)):
+        got = jax.jit(smoothed)(key, params, x, label)
+        assert got.shape == plain.shape
+        assert not np.allclose(got, plain, rtol=1e-3)
+        np.testing.assert_allclose(got, plain, atol=0.5 * float(plain.max()))
+
+
+def test_noise_at_an_inner_layer(key):
+    """SmoothGrad of the head, as a function of the activations that `features` makes."""
+    params, features, head, _ = flax_linen()
+    x = jax.random.normal(jax.random.key(3), (8, 8, 3))
+    explain = sj.smoothgrad(sj.saliency(head), 0.1, num_samples=3)
+    got = jax.jit(explain)(key, params, features(params, x), 1)
+    # The head is linear, so its gradient does not notice the noise.
+    kernel = params["params"]["classifier"]["kernel"][:, 1]
+    np.testing.assert_allclose(got, jnp.broadcast_to(kernel / 16, (4, 4, 4)), rtol=1e-5)
+
+
+def test_names_and_signature():
+    explain = gradcam(identity, pooled_linear)
+    assert explain.__name__ == "gradcam(pooled_linear)"
+    assert not sj.is_stochastic(explain)
+    assert sj.is_stochastic(sj.noisegrad(explain))
+
+
+BAD = [
+    (lambda: gradcam(3, pooled_linear), TypeError, "gradcam takes a function.*got 3"),
+    (lambda: gradcam_plus_plus(identity, None), TypeError, "gradcam_plus_plus takes a function"),
+    (
+        lambda: gradcam(identity, sj.noisegrad(pooled_linear)),
+        TypeError,
+        r"noisegrad\(pooled_linear\) takes a PRNG key.*noisegrad\(gradcam\(features, head\)\)",
+    ),
+    (
+        lambda: gradcam(identity, lambda p, a: a[0])(None, jnp.ones(3)),
+        ValueError,
+        r"activations \(h, w, channels\) of one example; got shape \(3,\)",
+    ),
+    (
+        lambda: gradcam(identity, lambda p, a: jnp.sum(a))(None, jnp.ones((3, 3), int)),
+        ValueError,
+        "real floating-point activations.*dtype int32",
+    ),
+    (lambda: gradcam(identity, identity)(None, ACTIVATIONS), TypeError, "scalar"),
+    (
+        lambda: gradcam(lambda p, x: ACTIVATIONS, pooled_linear)(WEIGHTS, jnp.ones(7), 0),
+        ValueError,
+        r"map of shape \(3, 4, 1\).*got x of shape \(7,\)\. Type upsample=False",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_zoo_splits_its_networks():
+    import skimage.data
+
+    from smoothjax import zoo
+
+    net = zoo.load("efficientnet-lite0")
+    x = net.preprocess(skimage.data.chelsea())[80:144, 80:144]
+
+    @jax.jit
+    def both(params, x):
+        activations = net.features(params, x)
+        return activations, net.head(params, activations, 285), net.score(params, x, 285)
+
+    activations, split, whole = both(net.params, x)
+    assert activations.shape == (2, 2, 1280)
+    assert activations.min() >= 0
+    np.testing.assert_allclose(split, whole, rtol=1e-4)
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        net.head(net.params, activations, 1000)
+    with pytest.raises(ValueError, match=r"net\.features needs one x of shape"):
+        net.features(net.params, x[None])
