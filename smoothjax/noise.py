@@ -85,11 +85,26 @@ def adaptive(bounds: tuple[Any, Any], confidence: Any = 0.95) -> Rule:
     """
     try:
         lo, hi = bounds
+        real = _is_real(lo) and _is_real(hi)
     except (TypeError, ValueError):
-        raise ValueError(f"adaptive: bounds must be a pair (lo, hi); got {bounds!r:.80}.") from None
+        real = False
+    if not real:
+        raise ValueError(
+            "adaptive: bounds must be a pair (lo, hi) of real numbers or arrays; got "
+            f"{bounds!r:.80}."
+        )
+    try:
+        np.broadcast_shapes(np.shape(lo), np.shape(hi))
+    except ValueError:
+        raise ValueError(
+            f"adaptive: bounds of shapes {np.shape(lo)} and {np.shape(hi)} do not fit each other."
+        ) from None
     if _is_concrete(lo) and _is_concrete(hi) and not np.all(np.asarray(lo) < np.asarray(hi)):
         raise ValueError(f"adaptive: bounds must have lo < hi everywhere; got {lo} and {hi}.")
-    if _is_concrete(confidence) and not 0 < confidence < 1:
+    if not _is_real(confidence) or np.shape(confidence) != ():
+        raise TypeError(f"adaptive: confidence must be a number like 0.95; got {confidence!r:.80}.")
+    # In float32, as it is used: a confidence that rounds to 1 would leave no noise.
+    if _is_concrete(confidence) and not 0 < np.float32(confidence) < 1:
         raise ValueError(
             f"adaptive: confidence must be inside (0, 1), like 0.95; got {confidence}."
         )
@@ -100,8 +115,8 @@ def adaptive(bounds: tuple[Any, Any], confidence: Any = 0.95) -> Rule:
                 return 0.0
             leaf = jnp.asarray(leaf)
             x = leaf.astype(wide_dtype(leaf.dtype))
-            low = broadcast(lo, x, "adaptive: the lower bound", path)
-            high = broadcast(hi, x, "adaptive: the upper bound", path)
+            low = fit(lo, x, "adaptive: the lower bound", path)
+            high = fit(hi, x, "adaptive: the upper bound", path)
             room = jnp.maximum(jnp.minimum(x - low, high - x), 0)
             return room / (math.sqrt(2) * erfinv(jnp.asarray(confidence, x.dtype)))
 
@@ -164,8 +179,9 @@ def check_noise(name: str, sigma: Any, where: Any, sampler: Any) -> None:
         raise TypeError(
             f"{name}: sigma must be a number, array, pytree or function; got {sigma!r}."
         )
-    for level in jax.tree.leaves(sigma):
-        _check_not_negative(level, f"{name}: sigma")
+    if not _is_function(sigma):
+        for level in jax.tree.leaves(sigma):
+            _check_not_negative(level, f"{name}: sigma")
     if where is not None and not _is_function(where):
         for selected in jax.tree.leaves(where):
             _check_bool(selected, name)
@@ -175,34 +191,37 @@ def check_noise(name: str, sigma: Any, where: Any, sampler: Any) -> None:
 def levels(name: str, argument: PyTree, sigma: Any, where: Any) -> list[jax.Array | None]:
     """Returns the noise level of each leaf of `argument`, None for a leaf to leave untouched.
 
-    Each level has the shape of its leaf and the dtype of its noise.
+    Each level broadcasts to its leaf, in the dtype of its noise.
     """
     check_has_inexact(argument, name)
-    paths_leaves, _ = jax.tree_util.tree_flatten_with_path(argument)
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(argument)
     selected = resolve(True if where is None else where, argument, f"{name}: where")
-    sigmas = resolve(sigma, argument, f"{name}: sigma")
+    for chosen in selected:
+        _check_bool(chosen, name)
+    selected = [c and is_inexact(leaf) for (_, leaf), c in zip(paths_leaves, selected, strict=True)]
+    if not any(selected):
+        raise ValueError(
+            f"{name}: `where` selects no floating-point leaf of "
+            f"{[_path_string(path) for path, _ in paths_leaves]!s:.200}."
+        )
+    # A rule sees 0 for what is left out, which might not fit it.
+    seen = [leaf if c else 0 for (_, leaf), c in zip(paths_leaves, selected, strict=True)]
+    sigmas = resolve(sigma, treedef.unflatten(seen), f"{name}: sigma")
 
     def of_leaf(path, leaf, chosen, level):
-        _check_bool(chosen, name)
-        if not (chosen and is_inexact(leaf)):
+        if not chosen:
             return None
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}: {_where_is(path)} is complex, and only real leaves are perturbed. Split "
                 "it into real and imaginary parts, or leave it out with `where`."
             )
-        return broadcast(level, jnp.asarray(leaf), f"{name}: sigma", path)
+        return fit(level, jnp.asarray(leaf), f"{name}: sigma", path)
 
-    chosen_levels = [
+    return [
         of_leaf(path, leaf, chosen, level)
         for (path, leaf), chosen, level in zip(paths_leaves, selected, sigmas, strict=True)
     ]
-    if all(level is None for level in chosen_levels):
-        raise ValueError(
-            f"{name}: `where` selects no floating-point leaf of "
-            f"{[_path_string(path) for path, _ in paths_leaves]!s:.200}."
-        )
-    return chosen_levels
 
 
 def perturb(
@@ -218,44 +237,48 @@ def perturb(
     leaves moves no leaf's noise. Noise is drawn and combined in at least float32, then cast back.
     """
     leaves, treedef = jax.tree.flatten(argument)
-    chosen = {i: jnp.asarray(leaves[i]) for i, sigma in enumerate(sigmas) if sigma is not None}
+    levels = {i: sigma for i, sigma in enumerate(sigmas) if sigma is not None}
+    chosen = {i: jnp.asarray(leaves[i]) for i in levels}
+    # Of the largest leaf, selected or not, so that no leaf's noise depends on the selection.
+    block = min(_MAX_BLOCK, max(leaf.size for leaf in leaves if is_inexact(leaf)))
     for dtype in sorted({wide_dtype(leaf.dtype) for leaf in chosen.values()}, key=str):
         sizes = {i: leaf.size for i, leaf in chosen.items() if wide_dtype(leaf.dtype) == dtype}
-        for i, eps in _draw(key, sizes, dtype, sampler).items():
+        for i, eps in _draw(key, sizes, block, dtype, sampler).items():
             leaf = chosen[i]
-            noise = sigmas[i] * eps.reshape(leaf.shape)
+            noise = levels[i] * eps.reshape(leaf.shape)
             leaves[i] = combine(leaf.astype(dtype), noise).astype(leaf.dtype)
     return treedef.unflatten(leaves)
 
 
-# How many numbers are drawn with one key, and with how many keys at once.
-_BLOCK = 1024
+# How many numbers are drawn with one key at most, and with how many keys at once.
+_MAX_BLOCK = 1024
 _BLOCKS_AT_ONCE = 256
 
 
-def _draw(key, sizes, dtype, sampler):
+def _draw(key, sizes, block, dtype, sampler):
     """Returns, for each position of `sizes`, that many draws.
 
     One loop over blocks draws for all leaves. XLA would compile a sampler for every leaf (measured
     for the 149 leaves of EfficientNet-Lite0: 30 s instead of 4 s), and fuse it into whatever uses
     the noise, such as a convolution, which then draws the same numbers many times over.
     """
-    blocks = [-(-size // _BLOCK) for size in sizes.values()]
+    block = max(block, 1)
+    blocks = [-(-size // block) for size in sizes.values()]
     positions = np.repeat(np.fromiter(sizes, np.uint32), blocks)
     numbers = np.concatenate([np.arange(n, dtype=np.uint32) for n in blocks])
     fold_in = jax.random.fold_in
-    keys = jax.vmap(lambda i, block: fold_in(fold_in(key, i), block))(positions, numbers)
+    keys = jax.vmap(lambda i, number: fold_in(fold_in(key, i), number))(positions, numbers)
 
-    def block(key):
-        eps = sampler(key, (_BLOCK,), dtype)
-        if jnp.shape(eps) != (_BLOCK,):
+    def draw(key):
+        eps = sampler(key, (block,), dtype)
+        if jnp.shape(eps) != (block,):
             raise ValueError(
-                f"sampler(key, shape, dtype) must return an array of the shape ({_BLOCK},) that it "
+                f"sampler(key, shape, dtype) must return an array of the shape ({block},) that it "
                 f"is asked for; got {jnp.shape(eps)}."
             )
         return eps.astype(dtype)
 
-    drawn = jnp.split(jax.lax.map(block, keys, batch_size=_BLOCKS_AT_ONCE), np.cumsum(blocks)[:-1])
+    drawn = jnp.split(jax.lax.map(draw, keys, batch_size=_BLOCKS_AT_ONCE), np.cumsum(blocks)[:-1])
     return {i: eps.ravel()[:size] for (i, size), eps in zip(sizes.items(), drawn, strict=True)}
 
 
@@ -280,9 +303,10 @@ def resolve(rule: Any, argument: PyTree, what: str) -> list[Any]:
     return flat
 
 
-def broadcast(value: Any, leaf: jax.Array, what: str, path: tuple = ()) -> jax.Array:
-    """Returns `value` as an array of the leaf's shape, in the dtype of the leaf's noise."""
-    dtype = wide_dtype(leaf.dtype)
+def fit(value: Any, leaf: jax.Array, what: str, path: tuple = ()) -> jax.Array:
+    """Returns `value` in a leaf's wide dtype and with as many axes, to broadcast to it."""
+    if not _is_real(value):
+        raise TypeError(f"{what} must be a real number or array; got {value!r:.80}.")
     try:
         shape = np.broadcast_shapes(np.shape(value), leaf.shape)
     except ValueError:
@@ -292,7 +316,8 @@ def broadcast(value: Any, leaf: jax.Array, what: str, path: tuple = ()) -> jax.A
             f"{what} of shape {np.shape(value)} does not broadcast to {_where_is(path)} of shape "
             f"{leaf.shape}."
         )
-    return jnp.broadcast_to(jnp.asarray(value, dtype), leaf.shape)
+    axes = (1,) * (len(leaf.shape) - np.ndim(value)) + np.shape(value)
+    return jnp.asarray(value, wide_dtype(leaf.dtype)).reshape(axes)
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -335,9 +360,16 @@ def _check_bool(value, name):
         )
 
 
+def _is_real(value):
+    """Whether a value is a real number, or a NumPy or JAX array of those; bools are none."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or _is_array(value)):
+        return False
+    dtype = jnp.result_type(value) if _is_array(value) else np.dtype(float)
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
 def _check_not_negative(value, what):
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"{what} must be a number or an array; got {value!r}.")
-    if is_number and value < 0:
-        raise ValueError(f"{what} must not be negative; got {value}.")
+    if not _is_real(value):
+        raise TypeError(f"{what} must be a real number or an array; got {value!r:.80}.")
+    if _is_concrete(value) and np.any(np.asarray(value) < 0):
+        raise ValueError(f"{what} must not be negative; got {value!s:.80}.")

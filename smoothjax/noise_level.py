@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from smoothjax import reductions
 from smoothjax.reductions import Estimate
@@ -66,7 +67,7 @@ def accuracy_drop(
     Returns:
       A function `drop(key)` that returns an `Estimate` of scalars. Its standard error covers both
       the draws of the weights and the choice of the examples, taken as a sample of a larger
-      population.
+      population. NaN where the network without noise is no better than chance.
 
     Raises:
       TypeError, ValueError: for bad settings, and for labels that do not fit the examples.
@@ -112,11 +113,14 @@ def accuracy_drop(
                 f"{name}: predict(params, x) must return logits of shape (num_classes,) for one "
                 f"example; got shape {logits.shape[1:]}."
             )
-        chance = 1 / logits.shape[-1]
+        num_classes = logits.shape[-1]
+        _check_labels(name, labels, num_classes)
+        chance = 1 / num_classes
         truth = jnp.argmax(logits, axis=-1) if labels is None else jnp.asarray(labels)
         before, accuracy_before = correct(params, truth)
         (after, accuracy), (_, draws_error), n = noisy_correct(key, params, truth)
-        span = accuracy_before - chance
+        # At chance there is nothing to lose, and what seems lost would be noise.
+        span = jnp.where(accuracy_before > chance, accuracy_before - chance, jnp.nan)
         kept = (accuracy - chance) / span
         # The delta method for a ratio of means over examples, and over draws.
         influence = (after - chance - kept * (before - chance)) / span
@@ -229,6 +233,17 @@ def sigma_for_accuracy_drop(
         return SigmaEstimate(sigma, sigma * drop.stderr / jnp.abs(slope), drop)
 
     return find
+
+
+def _check_labels(name, labels, num_classes):
+    if labels is None or isinstance(labels, Tracer):
+        return
+    least, most = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+    if least < 0 or most >= num_classes:
+        raise ValueError(
+            f"{name}: labels must be from 0 to {num_classes - 1}, since predict returns "
+            f"{num_classes} logits; got {least} to {most}."
+        )
 
 
 def _check_examples(name, xs, labels):

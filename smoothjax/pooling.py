@@ -9,6 +9,7 @@ from smoothjax.transform import (
     Explainer,
     check_callable,
     check_integer,
+    is_float0,
     is_stochastic,
     keyed,
     named,
@@ -57,6 +58,6 @@ def map_leaves(name: str, explain: Explainer, fun: Callable[[jax.Array], jax.Arr
     def mapped(key, *args, **kwargs):
         attribution = inner(key, *args, **kwargs)
         check_no_estimate(attribution, name)
-        return jax.tree.map(fun, attribution)
+        return jax.tree.map(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
 
     return mapped

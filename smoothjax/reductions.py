@@ -14,6 +14,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from smoothjax.transform import is_float0
+
 PyTree = Any
 
 
@@ -72,7 +74,8 @@ def relative_error(estimate: Estimate) -> jax.Array:
     """
 
     def norm2(tree):
-        return sum(jnp.sum(_abs2(x.astype(_wide(x.dtype)))) for x in jax.tree.leaves(tree))
+        leaves = [x for x in jax.tree.leaves(tree) if not is_float0(x)]
+        return sum(jnp.sum(_abs2(x.astype(_wide(x.dtype)))) for x in leaves)
 
     noise, power = norm2(estimate.stderr), norm2(estimate.mean)
     drowned = power <= noise  # and not where either is NaN, which passes on
@@ -198,7 +201,7 @@ def _averaged(transform):
         del num
         draw = jax.eval_shape(lambda d: jax.tree.map(transform, d), draw)
         total = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
-        return _Sum(jnp.float32(0), total, _answer_dtypes(draw))
+        return _Sum(jnp.int32(0), total, _answer_dtypes(draw))
 
     def update(state, draws):
         def add(total, d):
@@ -218,7 +221,7 @@ def _moments_init(draw, num):
     del num
     center = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
     spread = jax.tree.map(lambda c: jnp.zeros(c.shape, _real(c.dtype)), center)
-    return _Moments(jnp.float32(0), center, spread, _answer_dtypes(draw))
+    return _Moments(jnp.int32(0), center, spread, _answer_dtypes(draw))
 
 
 def _moments_update(state, draws):
@@ -229,8 +232,9 @@ def _moments_update(state, draws):
         chunk_center = jnp.mean(d, axis=0)
         chunk_spread = jnp.sum(_abs2(d - chunk_center[None]), axis=0)
         gap = chunk_center - center
-        center = center + gap * (m / (n + m)).astype(gap.dtype)
-        return center, spread + chunk_spread + _abs2(gap) * (n * m / (n + m)).astype(spread.dtype)
+        share = m / (n + m).astype(spread.dtype)  # of the chunk, among all draws so far
+        between = _abs2(gap) * n.astype(spread.dtype) * share
+        return center + gap * share.astype(gap.dtype), spread + chunk_spread + between
 
     merged = jax.tree.map(merge, state.mean, state.m2, draws)
     treedef = jax.tree.structure(state.mean)
@@ -245,8 +249,14 @@ def _moments_to_variance(state):
 
 def _moments_to_estimate(state):
     n = state.count
-    stderr = jax.tree.map(lambda m2: jnp.sqrt(m2 / (n * (n - 1)).astype(m2.dtype)), state.m2)
-    return Estimate(_cast(state.mean, state.dtypes), stderr, n.astype(jnp.int32))
+    variance = jax.tree.map(lambda m2: variance_of_mean(m2, n), state.m2)
+    return Estimate(_cast(state.mean, state.dtypes), jax.tree.map(jnp.sqrt, variance), n)
+
+
+def variance_of_mean(m2: jax.Array, num: jax.Array) -> jax.Array:
+    """Returns the variance of a mean of `num` draws, of the sum of their squared deviations."""
+    num = num.astype(m2.dtype)
+    return m2 / (num * (num - 1))
 
 
 def _num(draws):

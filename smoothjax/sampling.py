@@ -8,7 +8,6 @@ numbers under `vmap` than alone, so with them the draws change with the chunk si
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ from smoothjax.reductions import (
     mean_and_stderr,
     relative_error,
 )
-from smoothjax.transform import check_at_least
+from smoothjax.transform import check_at_least, is_float0
 
 PyTree = Any
 
@@ -164,7 +163,9 @@ def _check_tolerance(name, tolerance, reduction):
         )
     if isinstance(tolerance, Tracer):
         return
-    if not isinstance(tolerance, numbers.Real) or isinstance(tolerance, bool):
+    if isinstance(tolerance, jax.Array) and tolerance.ndim == 0:
+        tolerance = tolerance.item()
+    if not isinstance(tolerance, (int, float, np.number)) or isinstance(tolerance, bool):
         raise TypeError(f"{name}: tolerance must be a number; got {tolerance!r:.80}.")
     if not tolerance > 0:
         raise ValueError(f"{name}: tolerance must be above 0, like 0.1; got {tolerance}.")
@@ -231,16 +232,12 @@ def _(axis_size, in_batched, error):
     return _batch_max(jnp.max(error)), False
 
 
-def _is_float0(leaf):
-    return getattr(leaf, "dtype", None) == jax.dtypes.float0
-
-
 def _without_float0(tree):
-    return jax.tree.map(lambda leaf: None if _is_float0(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: None if is_float0(leaf) else leaf, tree)
 
 
 def _with_float0(answer, draw):
-    if not any(map(_is_float0, jax.tree.leaves(draw))):
+    if not any(map(is_float0, jax.tree.leaves(draw))):
         return answer
     structure = jax.tree.structure(_without_float0(draw))
 

@@ -18,6 +18,7 @@ from smoothjax.transform import (
     Explainer,
     argument,
     check_argnum,
+    check_at_least,
     check_callable,
     keyed,
     named,
@@ -219,6 +220,9 @@ def fusiongrad(
     >>> explain(jax.random.key(0), jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).round(1)
     Array([2., 4., 6.], dtype=float32)
     """
+    check_callable(explain, "fusiongrad")
+    check_at_least(num_weight_draws, 1, "fusiongrad: num_weight_draws")
+    check_at_least(num_input_draws, 1, "fusiongrad: num_input_draws")
     inner = smoothgrad(explain, sigma_inputs, num_samples=num_input_draws)
     fused = noisegrad(inner, sigma_weights, num_samples=num_weight_draws, reduction=reduction)
     return named("fusiongrad", explain, takes_key=True)(fused)

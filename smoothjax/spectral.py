@@ -18,7 +18,12 @@ from jax.scipy.special import betainc
 
 from smoothjax.noise import wide_dtype
 from smoothjax.pooling import map_leaves
-from smoothjax.reductions import Reduction, check_no_estimate, mean_and_stderr
+from smoothjax.reductions import (
+    Reduction,
+    check_no_estimate,
+    mean_and_stderr,
+    variance_of_mean,
+)
 from smoothjax.transform import (
     Explainer,
     check_at_least,
@@ -512,9 +517,9 @@ def _of_spectra(axes, finish, name):
     def finalize(state):
         n, mean, m2 = state.moments.count, state.moments.mean, state.moments.m2
         # Not the standard error squared, whose root has no derivative where it is 0.
-        variance = jax.tree.map(lambda leaf: leaf / (n * (n - 1)).astype(leaf.dtype), m2)
+        variance = jax.tree.map(lambda leaf: variance_of_mean(leaf, n), m2)
         draw = jax.tree.structure(mean).unflatten(state.draws)
-        return finish(draw, mean, variance, n.astype(jnp.int32))
+        return finish(draw, mean, variance, n)
 
     return Reduction(init, update, finalize, moments.min_samples)
 

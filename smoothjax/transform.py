@@ -75,6 +75,8 @@ def is_stochastic(fun: Explainer) -> bool:
             if fun.args:
                 return False
             fun = fun.func
+        elif isinstance(getattr(fun, "__wrapped__", None), functools.partial):
+            fun = fun.__wrapped__  # it may have been given the mark of what it freezes
         elif getattr(fun, _MARK, False) is True:
             return True
         elif hasattr(fun, "__wrapped__"):
@@ -160,10 +162,10 @@ def check_argnum(argnum: Any, name: str) -> int:
 def check_integer(value: Any, what: str) -> int:
     """Returns a Python or NumPy integer as an int; anything else, bools included, is an error."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, jax.Array)):  # an array may be traced another time
             raise TypeError
         return operator.index(value)
-    except (TypeError, jax.errors.TracerIntegerConversionError):
+    except TypeError:
         raise TypeError(
             f"{what} must be a Python int, known when building; got {value!r:.80}."
         ) from None
@@ -198,6 +200,11 @@ def argument(args: tuple, argnum: int, name: str) -> PyTree:
             "type argnum=0; an argument that is passed by keyword is left alone."
         )
     return args[argnum]
+
+
+def is_float0(leaf: Any) -> bool:
+    """Returns whether a leaf is the derivative of integers, which holds no numbers."""
+    return getattr(leaf, "dtype", None) == jax.dtypes.float0
 
 
 def replace(args: tuple, argnum: int, value: PyTree) -> tuple:

@@ -36,6 +36,16 @@ def _fusion(sigma_weights, sigma_inputs):
     return build
 
 
+def _fusiongrad(sigma_weights, sigma_inputs):
+    def build(explain, num_samples, chunk_size):
+        del chunk_size  # written out as a composition where that matters
+        return sj.fusiongrad(
+            explain, sigma_weights, sigma_inputs, num_weight_draws=num_samples, num_input_draws=2
+        )
+
+    return build
+
+
 def _same(a):
     return a
 
@@ -53,9 +63,10 @@ TRANSFORMS = {
     "noisegrad of smoothgrad": Transform(_fusion(0.1, 0.1), _fusion(0.0, 0.0), _same, traces=9),
     "adaptgrad": Transform(
         functools.partial(sj.adaptgrad, bounds=BOUNDS),
-        lambda explain, **kwargs: sj.smoothgrad(explain, lambda x: 0.0 * x, **kwargs),
+        functools.partial(sj.adaptgrad, bounds=(X, X + 1)),  # x on a bound is not perturbed
         _same,
     ),
+    "fusiongrad": Transform(_fusiongrad(0.1, 0.1), _fusiongrad(0.0, 0.0), _same, traces=9),
     "vargrad": Transform(
         sj.vargrad, functools.partial(sj.vargrad, sigma=0.0), lambda a: jnp.zeros_like(a)
     ),

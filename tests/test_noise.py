@@ -41,6 +41,50 @@ def test_noise_is_normal_independent_and_of_the_given_level():
     assert np.abs(along_draws).max() < 5 / np.sqrt(2000)
 
 
+def test_large_leaves_draw_in_independent_blocks():
+    """Noise is drawn 1024 numbers at a time, and the numbers of two blocks must not be the same."""
+    x = {"a": jnp.zeros((50, 60)), "b": jnp.zeros(7), "c": jnp.zeros(2100)}
+    draws = draws_of(x, 1.0, num_samples=300)
+    everything = np.concatenate([draws[k].reshape(300, -1) for k in x], axis=1)
+    assert np.unique(everything).size > 0.8 * everything.size  # float32 has few numbers
+    for name in ("a", "c"):
+        flat = draws[name].reshape(300, -1)
+        first, second = np.asarray(flat[:, :1024]), np.asarray(flat[:, 1024:2048])
+        correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(first.size)
+
+
+def test_the_documented_keys_give_the_noise():
+    """fold_in(key, draw), split; fold_in(noise key, leaf); fold_in(leaf key, block)."""
+    x = (jnp.zeros(3), jnp.zeros((30, 50)))
+    draws = draws_of(x, 1.0, num_samples=2, seed=5)
+    noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(5), 1))
+    leaf_key = jax.random.fold_in(noise_key, 1)
+    blocks = [jax.random.normal(jax.random.fold_in(leaf_key, b), (1024,)) for b in (0, 1)]
+    want = jnp.concatenate(blocks)[:1500].reshape(30, 50)
+    np.testing.assert_allclose(draws[1][1], want, rtol=1e-6)
+
+
+def test_small_leaves_draw_no_more_than_they_need():
+    asked = []
+
+    def sampler(key, shape, dtype):
+        asked.append(shape)
+        return jax.random.normal(key, shape, dtype)
+
+    draws_of((jnp.zeros(3), jnp.zeros(10)), 1.0, num_samples=2, sampler=sampler)
+    assert set(asked) == {(10,)}
+
+
+def test_rules_do_not_see_what_is_left_out():
+    x = {"image": jnp.arange(12.0).reshape(2, 2, 3), "scalar": jnp.float32(2.0)}
+    where = {"image": True, "scalar": False}
+    for sigma in (sj.relative(0.1), sj.adaptive((-1.0, np.array([20.0, 30.0, 40.0])))):
+        draws = draws_of(x, sigma, num_samples=2, where=where)
+        assert np.all(draws["scalar"] == 2.0)
+        assert np.all(draws["image"] != x["image"][None])
+
+
 def test_multiplicative_noise_has_mean_one():
     w = jnp.array([2.0, -3.0, 0.0])
     draws = draws_of(w, 0.2, smooth=sj.noisegrad)
@@ -221,7 +265,11 @@ BAD_SETTINGS = [
     ({"sigma": -0.1}, ValueError, "sigma must not be negative; got -0.1"),
     ({"sigma": "0.1"}, TypeError, "sigma must be a number, array, pytree or function; got '0.1'"),
     ({"sigma": None}, TypeError, "sigma must be a number, array, pytree or function; got None"),
-    ({"sigma": True}, TypeError, "sigma must be a number or an array; got True"),
+    ({"sigma": True}, TypeError, "sigma must be a real number or an array; got True"),
+    ({"sigma": 1j}, TypeError, "sigma must be a real number or an array; got 1j"),
+    ({"sigma": jnp.float32(-0.1)}, ValueError, "sigma must not be negative"),
+    ({"sigma": np.array([0.1, -0.1])}, ValueError, "sigma must not be negative"),
+    ({"sigma": jax.random.key(0)}, TypeError, "sigma must be a real number"),
     ({"where": 1}, TypeError, "`where` holds bools.*got 1"),
     ({"where": jnp.array([True, False])}, TypeError, "some elements.*zeros as sigma"),
     ({"where": "kernel"}, TypeError, "`where` holds bools"),
@@ -238,8 +286,15 @@ def test_bad_settings_are_refused_when_building(smooth, options, error, message)
 
 BAD_RULES = [
     (lambda: sj.relative(-0.1), ValueError, "relative: level must not be negative; got -0.1"),
-    (lambda: sj.relative("a"), TypeError, "relative: level must be a number"),
-    (lambda: sj.adaptive(1.0), ValueError, r"bounds must be a pair \(lo, hi\); got 1.0"),
+    (lambda: sj.relative("a"), TypeError, "relative: level must be a real number"),
+    (lambda: sj.relative(None), TypeError, "relative: level must be a real number"),
+    (lambda: sj.adaptive((None, 1.0)), ValueError, "pair .* of real numbers"),
+    (lambda: sj.adaptive("01"), ValueError, "pair .* of real numbers"),
+    (lambda: sj.adaptive((np.zeros(2), np.ones(3))), ValueError, "do not fit each other"),
+    (lambda: sj.adaptive((0.0, 1.0), "0.95"), TypeError, "confidence must be a number like 0.95"),
+    (lambda: sj.adaptive((0.0, 1.0), np.array([0.5, 0.9])), TypeError, "confidence must be a num"),
+    (lambda: sj.adaptive((0.0, 1.0), 0.99999999), ValueError, "confidence must be inside"),
+    (lambda: sj.adaptive(1.0), ValueError, r"bounds must be a pair \(lo, hi\) of real.*got 1.0"),
     (lambda: sj.adaptive((1.0, 1.0)), ValueError, "bounds must have lo < hi everywhere"),
     (lambda: sj.adaptive((0.0, np.array([1.0, -1.0]))), ValueError, "lo < hi everywhere"),
     (lambda: sj.adaptive((0.0, np.nan)), ValueError, "lo < hi everywhere"),
@@ -271,6 +326,7 @@ BAD_CALLS = [
     (jnp.ones(3, jnp.complex64), {}, TypeError, "complex.*Split it"),
     (jnp.ones(1), {"sigma": sj.relative(0.1)}, ValueError, "fraction of max - min.*units"),
     (jnp.ones(3), {"sigma": sj.adaptive((jnp.zeros(2), 1.0))}, ValueError, "lower bound of shape"),
+    (jnp.ones(3), {"sigma": lambda x: "a"}, TypeError, "sigma must be a real number or array"),
     (
         jnp.ones(3),
         {"sampler": lambda key, shape, dtype: jnp.zeros(2)},

@@ -65,8 +65,27 @@ def test_standard_error_is_the_spread_over_new_data_and_keys():
     drops = jax.jit(jax.vmap(drop))(jax.random.split(jax.random.key(0), 60), *data)
     spread = np.std(drops.mean, ddof=1)
     stated = np.sqrt(np.mean(np.square(drops.stderr)))
-    # Either part alone is too small, which this tolerance tells apart.
     np.testing.assert_allclose(stated, spread, rtol=0.3)
+
+
+def test_with_many_draws_the_choice_of_examples_remains_in_the_standard_error(data, key):
+    xs, labels = (a[:40] for a in data)
+    drop = jax.jit(sj.accuracy_drop(predict, W, xs, labels, 0.7, num_samples=2000))(key)
+    sign = 2 * np.asarray(labels) - 1
+    margins = np.asarray(xs, np.float64) @ np.asarray(W)
+    right = stats.norm.cdf(sign * margins / (0.7 * np.linalg.norm(xs * W[None], axis=1)))
+    clean = sign * margins > 0
+    kept = (right.mean() - 0.5) / (clean.mean() - 0.5)
+    influence = (right - 0.5 - kept * (clean - 0.5)) / (clean.mean() - 0.5)
+    over_examples = influence.std(ddof=1) / np.sqrt(40)
+    assert over_examples > 3 * 0.5 / np.sqrt(2000)
+    np.testing.assert_allclose(drop.stderr, over_examples, rtol=0.1)
+
+
+def test_at_chance_the_drop_is_nan(data, key):
+    xs, _ = data
+    clean = jnp.argmax(jax.vmap(predict, (None, 0))(W, xs), -1)
+    assert jnp.isnan(sj.accuracy_drop(predict, W, xs, 1 - clean, 0.1)(key).mean)
 
 
 def test_without_labels_the_clean_predictions_stand_in(data, key):
@@ -163,6 +182,11 @@ BAD = [
         lambda: sj.accuracy_drop(lambda p, x: p @ x, W, XS, None, 0.1)(jax.random.key(0)),
         ValueError,
         r"must return logits of shape \(num_classes,\) for one example; got shape \(\)",
+    ),
+    (
+        lambda: sj.accuracy_drop(predict, W, XS, [0, 1, 5], 0.1)(jax.random.key(0)),
+        ValueError,
+        "labels must be from 0 to 1, since predict returns 2 logits; got 0 to 5",
     ),
     (
         lambda: sj.sigma_for_accuracy_drop(predict, W, XS, target=5),

@@ -76,6 +76,31 @@ def test_half_precision_accumulates_in_float32(dtype):
     np.testing.assert_array_equal(got, [1, 1])
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["mean", "mean_square", "variance"])
+def test_half_precision_sums_of_a_chunk(name, dtype):
+    draws = np.random.default_rng(2).normal(3, 1, (NUM, 40)).astype("f4")
+    rounded = np.asarray(jnp.asarray(draws).astype(dtype).astype(jnp.float32), np.float64)
+    build, of_numpy = REFERENCES[name]
+    got = reduce(build(), jnp.asarray(draws).astype(dtype), NUM)
+    want = jnp.asarray(of_numpy(rounded), jnp.float32).astype(dtype)
+    # Rounded once, to the nearest; a sum in half precision is off by more than that.
+    assert np.mean(np.asarray(got == want)) > 0.9
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 11])
+def test_double_precision_is_kept(chunk_size):
+    draws = np.random.default_rng(3).normal(3, 1, (NUM, 5))
+    with jax.enable_x64(True):
+        estimate = reduce(reductions.mean_and_stderr(), draws, chunk_size)
+        np.testing.assert_allclose(estimate.mean, draws.mean(0), rtol=1e-14)
+        stderr = draws.std(0, ddof=1) / np.sqrt(NUM)
+        np.testing.assert_allclose(estimate.stderr, stderr, rtol=1e-13)
+        for build, of_numpy in REFERENCES.values():
+            got = reduce(build(), draws, chunk_size)
+            np.testing.assert_allclose(got, of_numpy(draws), rtol=1e-13)
+
+
 def test_stderr_of_half_precision_maps_is_float32():
     explain = sj.smoothgrad(
         lambda x: x, 1.0, argnum=0, num_samples=5, reduction=reductions.mean_and_stderr()
@@ -115,6 +140,10 @@ def test_float0_passes_through():
     got = sj.smoothgrad(explain, 0.1, reduction=reduction)(jax.random.key(0), 1.0, x)
     assert got.mean["tokens"].dtype == got.stderr["tokens"].dtype == jax.dtypes.float0
     assert got.stderr["embedding"].dtype == jnp.float32
+    assert jnp.isfinite(relative_error(got))
+    pooled = sj.pool(explain, jnp.sum)(1.0, x)
+    assert pooled["embedding"].shape == ()
+    assert pooled["tokens"].dtype == jax.dtypes.float0
 
 
 def test_relative_error_by_hand():

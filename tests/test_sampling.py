@@ -136,6 +136,8 @@ BAD_LOOPS = [
     ({"num_samples": 2.0}, TypeError, "num_samples must be a Python int.*got 2.0"),
     ({"num_samples": True}, TypeError, "num_samples must be a Python int.*got True"),
     ({"num_samples": None}, TypeError, "num_samples must be a Python int"),
+    ({"num_samples": jnp.int32(3)}, TypeError, "num_samples must be a Python int"),
+    ({"chunk_size": jnp.int32(3)}, TypeError, "chunk_size must be a Python int"),
     ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1; got 0"),
     ({"chunk_size": 1.5}, TypeError, "chunk_size must be a Python int"),
 ]

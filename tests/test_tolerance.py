@@ -76,6 +76,7 @@ def test_with_mean_it_returns_the_mean(key):
 
 
 def test_tolerance_may_be_traced(key):
+    assert smooth(3.0, jnp.float32(0.2))(key, X).num_samples > 16
     taken = jax.jit(lambda tolerance: smooth(3.0, tolerance)(key, X).num_samples)
     assert taken(0.5) < taken(0.2) == smooth(3.0, 0.2)(key, X).num_samples
 

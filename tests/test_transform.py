@@ -51,6 +51,12 @@ def test_a_partial_that_binds_the_key_is_not_stochastic(key):
     assert jnp.allclose(averaged, NOISY(key, jnp.ones(3), X))
 
 
+def test_a_partial_that_was_given_the_mark_is_not_stochastic(key):
+    frozen = functools.update_wrapper(functools.partial(NOISY, key), NOISY)
+    assert not sj.is_stochastic(frozen)
+    assert not sj.is_stochastic(jax.jit(frozen))
+
+
 def test_stochastic_wraps_and_does_not_mutate():
     def fun(key, params, x):
         return x
@@ -164,6 +170,13 @@ BAD_BUILDS = [
     (lambda: sj.smoothgrad(jnp.sin, argnum=1.0), TypeError, "argnum must be a Python int"),
     (lambda: sj.noisegrad(jnp.sin, argnum="x"), TypeError, "argnum must be a Python int.*'x'"),
     (lambda: sj.saliency(jnp.sin, argnum=True), TypeError, "argnum must be a Python int"),
+    (lambda: sj.fusiongrad(3), TypeError, "fusiongrad takes a function.*got 3"),
+    (
+        lambda: sj.fusiongrad(jnp.sin, num_weight_draws=0),
+        ValueError,
+        "fusiongrad: num_weight_draws",
+    ),
+    (lambda: sj.fusiongrad(jnp.sin, num_input_draws=0), ValueError, "fusiongrad: num_input_draws"),
     (lambda: sj.vargrad(jnp.sin, reduction=None), TypeError, "reduction"),
 ]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions, sampling
-from smoothjax.noise import broadcast, check_has_inexact, is_inexact, resolve, wide_dtype
+from smoothjax.noise import check_has_inexact, fit, is_inexact, resolve, wide_dtype
 from smoothjax.reductions import Reduction
 from smoothjax.transform import (
     Explainer,
@@ -267,7 +267,9 @@ def baseline_like(baseline: Any, x: PyTree, name: str) -> PyTree:
     def of_leaf(path, leaf, value):
         if not is_inexact(leaf):
             return leaf
-        return broadcast(value, leaf, f"{name}: baseline", path).astype(leaf.dtype)
+        leaf = jnp.asarray(leaf)
+        fitting = fit(value, leaf, f"{name}: baseline", path)
+        return jnp.broadcast_to(fitting, leaf.shape).astype(leaf.dtype)
 
     return treedef.unflatten(
         [of_leaf(path, leaf, v) for (path, leaf), v in zip(paths_leaves, values, strict=True)]
@@ -282,9 +284,20 @@ def _gradient(name, score, argnum):
 
     def gradient(key, x, args, kwargs):
         check_has_inexact(x, name)
-        return jax.grad(lambda x: inner(key, *replace(args, argnum, x), **kwargs), allow_int=True)(
-            x
-        )
+        leaves, treedef = jax.tree.flatten(x)
+        places = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+
+        def of_inexact(inexact):
+            changed = list(leaves)
+            for i, leaf in zip(places, inexact, strict=True):
+                changed[i] = leaf
+            return inner(key, *replace(args, argnum, treedef.unflatten(changed)), **kwargs)
+
+        slopes: list[Any] = [np.zeros(np.shape(leaf), jax.dtypes.float0) for leaf in leaves]
+        gradients = jax.grad(of_inexact)([jnp.asarray(leaves[i]) for i in places])
+        for i, slope in zip(places, gradients, strict=True):
+            slopes[i] = slope
+        return treedef.unflatten(slopes)
 
     return gradient, argnum
 
@@ -299,7 +312,8 @@ def _leafwise(fun, *trees):
     def of_leaf(*leaves):
         if not is_inexact(leaves[-1]):
             return leaves[-1]
-        wide = [jnp.asarray(leaf).astype(wide_dtype(leaves[-1].dtype)) for leaf in leaves]
-        return fun(*wide).astype(leaves[-1].dtype)
+        arrays = list(map(jnp.asarray, leaves))
+        dtype = arrays[-1].dtype
+        return fun(*(a.astype(wide_dtype(dtype)) for a in arrays)).astype(dtype)
 
     return jax.tree.map(of_leaf, *trees)

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax.attribution.gradient import baseline_like
+from smoothjax.noise import wide_dtype
 from smoothjax.transform import (
     Explainer,
     argument,
     check_argnum,
     check_callable,
+    is_float0,
     is_stochastic,
     keyed,
     named,
@@ -64,8 +66,9 @@ def completeness_error(
         args = (*args[: argnum + 1], *args[argnum + 2 :])
         start = baseline_like(baseline, x, name)
         gain = inner(key, *args, **kwargs) - inner(key, *replace(args, argnum, start), **kwargs)
-        leaves = jax.tree.leaves(attribution)
-        total = sum(jnp.sum(leaf) for leaf in leaves if leaf.dtype != jax.dtypes.float0)
+        gain = gain.astype(wide_dtype(gain.dtype))
+        leaves = [jnp.asarray(a) for a in jax.tree.leaves(attribution) if not is_float0(a)]
+        total = sum(jnp.sum(a.astype(wide_dtype(a.dtype))).astype(gain.dtype) for a in leaves)
         return total - gain
 
     return error

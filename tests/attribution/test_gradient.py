@@ -125,6 +125,50 @@ def test_expected_gradients_from_one_baseline_are_integrated_gradients(key, scor
     np.testing.assert_array_less(np.abs(got.mean - truth), 5 * got.stderr)
 
 
+def test_expected_gradients_draw_place_and_baseline_independently(key):
+    """For a cubic score: the mean of the integrated gradients from each baseline."""
+    data = jnp.array([[0.0, 0.0, 1.0], [2.0, 0.0, 1.0], [4.0, 3.0, 1.0]])
+    explain = sj.expected_gradients(
+        cubic,
+        data,
+        num_samples=4000,
+        reduction=sj.reductions.mean_and_stderr(),
+        chunk_size=500,
+    )
+    got = jax.jit(explain)(key, W, X)
+    truth = jnp.mean(jnp.stack([sj.integrated_gradients(cubic, b)(W, X) for b in data]), axis=0)
+    np.testing.assert_array_less(np.abs(got.mean - truth), 5 * got.stderr)
+
+
+def test_expected_gradients_of_a_stochastic_score_draw_new_keys(key):
+    @sj.stochastic
+    def noisy(key, w, x):
+        return jax.random.uniform(key) * (w @ x)
+
+    draws = sj.expected_gradients(
+        noisy, jnp.zeros((1, 3)), num_samples=20, reduction=sj.reductions.stack()
+    )(key, W, X)
+    assert np.unique(draws[:, 0]).size == 20
+
+
+def test_functions_and_numbers_among_the_leaves_get_float0():
+    def score(params, x):
+        return jnp.sum(x["activation"](x["image"])) * x["scale"]
+
+    x = {"image": X, "activation": jnp.tanh, "scale": 2.0}
+    for method in (sj.saliency, sj.input_times_gradient, sj.integrated_gradients):
+        got = method(score)(None, x)
+        assert got["image"].shape == (3,)
+        assert got["activation"].dtype == got["scale"].dtype == jax.dtypes.float0
+
+
+def test_double_precision_numpy_inputs_need_no_warning():
+    x = np.asarray(X, np.float64)
+    attribution = sj.integrated_gradients(cubic)(W, x)
+    assert attribution.dtype == jnp.float32
+    np.testing.assert_allclose(completeness_error(cubic)(W, x, attribution), 0.0, atol=1e-5)
+
+
 def test_large_baselines_may_be_arguments(key):
     data = jnp.zeros((4, 3))
 
