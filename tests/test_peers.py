@@ -3,6 +3,9 @@
 Each definition is written out over the same draws of noise, in NumPy.
 """
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,49 +42,34 @@ def gradients(key, sigma, num_samples):
     return np.stack([g(PARAMS, X + sigma * e) for e in eps])
 
 
-# Each row: our line, as the README prints it, and the definition.
+# What each library averages, by the name that its row of the README's table begins with.
 PEERS = {
-    "Captum": (
-        lambda: sj.smoothgrad(lambda *a: jnp.abs(g(*a)), 1.0, num_samples=5),
-        lambda key: np.abs(gradients(key, 1.0, 5)).mean(0),
-    ),
-    "PAIR": (
-        lambda: sj.squaregrad(g, sj.relative(0.15), num_samples=25),
-        lambda key: (gradients(key, 0.15 * RANGE, 25) ** 2).mean(0),
-    ),
-    "Xplique": (
-        lambda: sj.pool(sj.smoothgrad(g, 0.2, num_samples=50), jnp.mean),
-        lambda key: gradients(key, 0.2, 50).mean(0).mean(-1),
-    ),
-    "zennit": (
-        lambda: sj.smoothgrad(g, sj.relative(0.1), num_samples=20),
-        lambda key: gradients(key, 0.1 * RANGE, 20).mean(0),
-    ),
-    "AdaptGrad": (
-        lambda: sj.smoothgrad(g, 0.2 * (2.0 - -1.0), num_samples=50),
-        lambda key: gradients(key, 0.2 * RANGE, 50).mean(0),
-    ),
-    "tf-keras-vis": (
-        lambda: sj.pool(
-            sj.smoothgrad(lambda *a: jnp.abs(g(*a)), sj.relative(0.2), num_samples=7), jnp.max
-        ),
-        lambda key: np.abs(gradients(key, 0.2 * RANGE, 7)).mean(0).max(-1),
-    ),
-    "OpenXAI": (
-        lambda: sj.smoothgrad(g, 0.1, num_samples=100),
-        lambda key: gradients(key, 0.1, 100).mean(0),
-    ),
+    "Captum": lambda key: np.abs(gradients(key, 1.0, 5)).mean(0),
+    "PAIR": lambda key: (gradients(key, 0.15 * RANGE, 25) ** 2).mean(0),
+    "Xplique": lambda key: gradients(key, 0.2, 50).mean(0).mean(-1),
+    "zennit": lambda key: gradients(key, 0.1 * RANGE, 20).mean(0),
+    "AdaptGrad's": lambda key: gradients(key, 0.2 * RANGE, 50).mean(0),
+    "tf-keras-vis": lambda key: np.abs(gradients(key, 0.2 * RANGE, 7)).mean(0).max(-1),
+    "OpenXAI": lambda key: gradients(key, 0.1, 100).mean(0),
 }
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PEERS.values(), ids=PEERS)
-def test_our_line_is_their_definition(ours, theirs, key):
-    np.testing.assert_allclose(ours()(key, PARAMS, X), theirs(key), rtol=1e-4, atol=1e-5)
+def readme_line(peer):
+    """The explainer that the README's line for a peer builds."""
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(rf"^\| {peer}[^|]*\| `([^`]+)`", readme, flags=re.MULTILINE)
+    return eval(code, {"sj": sj, "jnp": jnp, "g": g, "lo": -1.0, "hi": 2.0, "n": 7})
 
 
-def test_our_line_for_fusiongrad_is_noisegrads(key):
+@pytest.mark.parametrize("peer", PEERS)
+def test_the_readme_line_is_their_definition(peer, key):
+    got = readme_line(peer)(key, PARAMS, X)
+    np.testing.assert_allclose(got, PEERS[peer](key), rtol=1e-4, atol=1e-5)
+
+
+def test_the_readme_line_for_fusiongrad_is_noisegrads(key):
     """Ten draws of the weights, ten of the input for each, 0.2 on weights and 0.4 on inputs."""
-    ours = sj.fusiongrad(g, 0.2, 0.4, num_weight_draws=10, num_input_draws=10)(key, PARAMS, X)
+    ours = readme_line("NoiseGrad's")(key, PARAMS, X)
     maps = []
     for i in range(10):
         noise_key, inner_key = jax.random.split(jax.random.fold_in(key, i))

@@ -127,11 +127,11 @@ def load(name: str) -> Network:
 
     def score(params: Any, x: Any, label: Any) -> jax.Array:
         """Returns the logit of class `label` for one input of shape (H, W, 3)."""
-        return _logits(apply, params, x, label)[label]
+        return _of_class(_logits(apply, params, x), label)
 
     def probability(params: Any, x: Any, label: Any) -> jax.Array:
         """Returns the softmax probability of class `label` for one input of shape (H, W, 3)."""
-        return jax.nn.softmax(_logits(apply, params, x, label))[label]
+        return _of_class(jax.nn.softmax(_logits(apply, params, x)), label)
 
     def features(params: Any, x: Any) -> jax.Array:
         """Returns the last activations, (h, w, channels), of one input of shape (H, W, 3)."""
@@ -140,9 +140,8 @@ def load(name: str) -> Network:
 
     def head(params: Any, activations: Any, label: Any) -> jax.Array:
         """Returns the logit of class `label`, given what `features` returns."""
-        _check_label(label)
         model = nnx.merge(graph, params, statistics)
-        return model.logits(jnp.asarray(activations)[None])[0, label]
+        return _of_class(model.logits(jnp.asarray(activations)[None])[0], label)
 
     def preprocess(photo: Any) -> jax.Array:
         """Returns the input for one photo, its central square resized to the network's size."""
@@ -191,16 +190,17 @@ def _check(inputs: Any, ndim: int, need: str) -> None:
         )
 
 
-def _logits(apply: Callable[..., jax.Array], params: Any, x: Any, label: Any) -> jax.Array:
+def _logits(apply: Callable[..., jax.Array], params: Any, x: Any) -> jax.Array:
     _check(x, 3, "net.score and net.probability need one x of shape (H, W, 3)")
-    _check_label(label)
     return apply(params, jnp.asarray(x)[None])[0]
 
 
-def _check_label(label: Any) -> None:
-    # JAX would clamp the index and explain another class; a traced label cannot be looked at.
+def _of_class(outputs: jax.Array, label: Any) -> jax.Array:
     if not isinstance(label, jax.core.Tracer) and not 0 <= operator.index(label) < NUM_CLASSES:
         raise ValueError(f"label must be from 0 to {NUM_CLASSES - 1}, got {label}")
+    # JAX would clamp a traced label and explain another class; so it is NaN, and so its gradient.
+    known = (0 <= label) & (label < NUM_CLASSES)
+    return outputs[label] * jnp.where(known, 1, jnp.nan).astype(outputs.dtype)
 
 
 def _as_image(photo: Any) -> Image.Image:
