@@ -128,10 +128,10 @@ def _forgrad(net: "Network", num_samples: int) -> Method:
 
 
 def _rise(net: "Network", num_samples: int) -> Method:
-    # A mask tells less than a gradient, and the map has the mean score for an offset.
-    explain = sj.rise(net.score, num_samples=20 * num_samples)
+    # A mask tells less than a gradient, and the map has the mean probability for an offset.
+    explain = sj.rise(net.probability, num_samples=20 * num_samples)
     above_least = map_leaves("above_least", explain, lambda leaf: leaf - jnp.min(leaf))
-    return Method(above_least, {"masks": 20 * num_samples})
+    return Method(above_least, {"masks": 20 * num_samples, "score": "probability"})
 
 
 METHODS: dict[str, Callable[[Any, int], Method]] = {

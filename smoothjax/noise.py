@@ -130,7 +130,8 @@ def by_path(predicate: Callable[[str], bool]) -> Rule:
 
     Args:
       predicate: a function from a path such as "layer/kernel" to True (perturb) or False. The path
-        of a leaf is `jax.tree_util.keystr(path, simple=True, separator="/")`.
+        of a leaf is `jax.tree_util.keystr(path, simple=True, separator="/")`. In the state of a
+        Flax NNX model paths end in "/value": look for "kernel" in them.
 
     Returns:
       A function from an argument to a pytree of bools.

@@ -71,10 +71,10 @@ def gradcam(features: Features, head: Explainer, *, upsample: bool = True) -> Ex
 def gradcam_plus_plus(features: Features, head: Explainer, *, upsample: bool = True) -> Explainer:
     """Returns an explainer like Grad-CAM whose places weigh more the fewer of them there are.
 
-    `relu(sum_c w_c A_c)` with `w_c = sum_ij relu(g_ij) / (2 + g_ij sum_ab A_ab)`, g the gradient of
-    the score with respect to `A_c`. This is Grad-CAM++ of the exponential of the score, as in the
-    paper, whose factor exp(score) is left out: it would only scale the map, and overflow. The
-    activations are to be nowhere negative, as after a ReLU, or the denominator can vanish.
+    `relu(sum_c w_c A_c)` with `w_c = sum_ij r_ij / (2 + r_ij sum_ab A_ab)`, `r = relu(g)`, g the
+    gradient of the score with respect to `A_c`. This is Grad-CAM++ of the exponential of the score,
+    as in the paper, whose factor exp(score) is left out: it would only scale the map, and overflow.
+    The activations are to be nowhere negative, as after a ReLU, or the denominator could vanish.
 
     Args:
       features: a function `features(params, x)` that returns activations, as in `gradcam`.
@@ -104,7 +104,8 @@ def gradcam_plus_plus(features: Features, head: Explainer, *, upsample: bool = T
     def weights(activations, gradient):
         places = _places(activations)
         total = jnp.sum(activations, axis=places, keepdims=True)
-        shares = jax.nn.relu(gradient) / (2 + gradient * total)
+        positive = jax.nn.relu(gradient)  # below too, where a negative one could make it vanish
+        shares = positive / (2 + positive * total)
         return jnp.sum(shares, axis=places, keepdims=True)
 
     return _weighted_activations("gradcam_plus_plus", features, head, upsample, weights)

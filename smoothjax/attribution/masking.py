@@ -102,7 +102,9 @@ def occlusion(
         starts = [_patch_starts(one, patch, stride, name) for one in maps]
         counts = [math.prod(map(len, along)) for along in starts]
         firsts = [sum(counts[:place]) for place in range(len(counts))]
-        whole = query(key, [jnp.ones(one.shape) for one in maps])
+        visible = [jnp.ones(one.shape) for one in maps]
+        jax.eval_shape(query, key, visible)  # an error in the score comes before anything runs
+        whole = query(key, visible)
 
         def occlude(i):
             hidden = [
@@ -288,7 +290,8 @@ def sobol(
         swapped, plain = scores[:, :num_cells], scores[:, num_cells:]
         variance = jnp.var(plain, ddof=1)
         change = jnp.mean((plain[:, :1] - swapped) ** 2, axis=0) / 2
-        indices = jnp.where(change == 0, 0, change / variance)  # also where nothing varies
+        # Nothing changes where nothing varies, and there the gradient must not see 0 / 0.
+        indices = change / jnp.where(change == 0, 1, variance)
         return restore([indices[cell_of] for cell_of in cells])
 
     return explain
@@ -496,7 +499,7 @@ def _cells(maps, grid, name):
         grid_of_map = _grid_of(one, grid, name)
         for axis, cells in zip(one.axes, grid_of_map, strict=True):
             size = one.shape[axis]
-            along = np.arange(size, dtype=np.int32) * cells // size
+            along = (np.arange(size) * cells // size).astype(np.int32)  # the product is large
             others = [other for other in range(len(one.shape)) if other != axis]
             number = number * cells + np.expand_dims(along, others)
         all_numbers.append(number + total)

@@ -70,8 +70,8 @@ class Network:
       apply: `apply(params, images)` returns the logits, (batch, 1000), of (batch, H, W, 3) inputs.
       score: `score(params, x, label)` returns one logit of one input, (H, W, 3).
       probability: `probability(params, x, label)` returns the same class's softmax probability.
-      features: `features(params, x)` returns the last activations, (H / 32, W / 32, 1280) and
-        nowhere negative, of one input: for `gradcam(net.features, net.head)`.
+      features: `features(params, x)` returns the last activations of one input, nowhere negative,
+        (H / 32, W / 32, 1280) rounded up: for `gradcam(net.features, net.head)`.
       head: `head(params, activations, label)` returns the logit that `score` returns, given them.
       preprocess: `preprocess(photo)` returns the input, float32 (image_size, image_size, 3), of one
         photo: a uint8 array of shape (H, W) or (H, W, 1, 3 or 4), or a Pillow image.

@@ -84,6 +84,17 @@ def test_upsampling_is_bilinear_and_optional(method):
     np.testing.assert_allclose(large[0, 2, 0], 0.25 * row[0] + 0.75 * row[1], rtol=1e-4)
 
 
+def test_gradcam_plus_plus_where_a_denominator_could_vanish():
+    """The gradient is -1 and the activations sum to 2: 0 / 0, were it not for the relu."""
+    explain = gradcam_plus_plus(
+        lambda params, x: jax.nn.relu(x), lambda params, a: jnp.sum(params * a), upsample=False
+    )
+    activations = jnp.array([[[2.0, 1.0], [0.0, 1.0]]])
+    got = explain(jnp.array([[[-1.0, 1.0]]]), activations)
+    # The second channel alone: two places of weight 1 / (2 + 2).
+    np.testing.assert_allclose(got[..., 0], [[0.5, 0.5]], rtol=1e-6)
+
+
 @each_method
 def test_signals_and_keyword_arguments(method):
     def head(params, activations, *, label):

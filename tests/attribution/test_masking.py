@@ -10,7 +10,7 @@ import pytest
 
 import smoothjax as sj
 from smoothjax.attribution import hsic, occlusion, rise, sobol
-from smoothjax.attribution.masking import _hsic, _latin_hypercube
+from smoothjax.attribution.masking import _cells, _hsic, _latin_hypercube, _Map
 from smoothjax.reductions import mean_and_stderr, stack
 from smoothjax.spectral import lowpass
 
@@ -588,3 +588,19 @@ def test_errors_come_before_anything_runs(key):
         sobol(never, grid=20)(key, W, X)
     with pytest.raises(ValueError, match="patch"):
         occlusion(never, (14, 9))(W, X)
+
+
+def test_cells_of_a_long_axis_are_apart():
+    """48 kHz audio has more positions than a product of 32-bit numbers holds."""
+    (cells,), num_cells = _cells([_Map((50_000,), (0,))], None, "test")
+    assert num_cells == 50_000
+    np.testing.assert_array_equal(cells, np.arange(50_000))
+
+
+def test_sobol_of_a_constant_score_has_a_gradient():
+    def total(weight):
+        return jnp.sum(sobol(lambda w, x: w * jnp.sum(x), axes=(0,), grid=None, num_designs=4)(
+            jax.random.key(0), weight, jnp.ones(3)
+        ))  # fmt: skip
+
+    assert jnp.isfinite(jax.grad(total)(0.0))
