@@ -40,6 +40,7 @@ def small_network():
         params=params,
         apply=apply,
         score=lambda params, x, label: apply(params, x[None])[0][label],
+        probability=lambda params, x, label: jax.nn.softmax(apply(params, x[None])[0])[label],
         features=lambda params, x: x.reshape(8, 4, 8, 4, 3).mean((1, 3)),
         head=lambda params, activations, label: (activations.ravel() @ params["readout"])[label],
         preprocess=preprocess,
