@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.scipy.special import erfinv
 
-from smoothjax.transform import check_callable
+from smoothjax.transform import check_callable, wide_dtype
 
 PyTree = Any
 Rule = Callable[[PyTree], PyTree]
@@ -319,11 +319,6 @@ def fit(value: Any, leaf: jax.Array, what: str, path: tuple = ()) -> jax.Array:
         )
     axes = (1,) * (len(leaf.shape) - np.ndim(value)) + np.shape(value)
     return jnp.asarray(value, wide_dtype(leaf.dtype)).reshape(axes)
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """Returns the dtype in which a leaf is computed with: at least float32."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _is_array(leaf):

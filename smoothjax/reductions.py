@@ -14,7 +14,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from smoothjax.transform import is_float0
+from smoothjax.transform import is_float0, wide_dtype
 
 PyTree = Any
 
@@ -75,7 +75,7 @@ def relative_error(estimate: Estimate) -> jax.Array:
 
     def norm2(tree):
         leaves = [x for x in jax.tree.leaves(tree) if not is_float0(x)]
-        return sum(jnp.sum(_abs2(x.astype(_wide(x.dtype)))) for x in leaves)
+        return sum(jnp.sum(abs2(x.astype(wide_dtype(x.dtype)))) for x in leaves)
 
     noise, power = norm2(estimate.stderr), norm2(estimate.mean)
     drowned = power <= noise  # and not where either is NaN, which passes on
@@ -200,12 +200,12 @@ def _averaged(transform):
     def init(draw, num):
         del num
         draw = jax.eval_shape(lambda d: jax.tree.map(transform, d), draw)
-        total = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
+        total = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), draw)
         return _Sum(jnp.int32(0), total, _answer_dtypes(draw))
 
     def update(state, draws):
         def add(total, d):
-            return total + jnp.sum(transform(d.astype(_wide(d.dtype))), axis=0)
+            return total + jnp.sum(transform(d.astype(wide_dtype(d.dtype))), axis=0)
 
         total = jax.tree.map(add, state.total, draws)
         return dataclasses.replace(state, count=state.count + _num(draws), total=total)
@@ -219,7 +219,7 @@ def _averaged(transform):
 
 def _moments_init(draw, num):
     del num
-    center = jax.tree.map(lambda d: jnp.zeros(d.shape, _wide(d.dtype)), draw)
+    center = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), draw)
     spread = jax.tree.map(lambda c: jnp.zeros(c.shape, _real(c.dtype)), center)
     return _Moments(jnp.int32(0), center, spread, _answer_dtypes(draw))
 
@@ -230,10 +230,10 @@ def _moments_update(state, draws):
     def merge(center, spread, d):
         d = d.astype(center.dtype)
         chunk_center = jnp.mean(d, axis=0)
-        chunk_spread = jnp.sum(_abs2(d - chunk_center[None]), axis=0)
+        chunk_spread = jnp.sum(abs2(d - chunk_center[None]), axis=0)
         gap = chunk_center - center
         share = m / (n + m).astype(spread.dtype)  # of the chunk, among all draws so far
-        between = _abs2(gap) * n.astype(spread.dtype) * share
+        between = abs2(gap) * n.astype(spread.dtype) * share
         return center + gap * share.astype(gap.dtype), spread + chunk_spread + between
 
     merged = jax.tree.map(merge, state.mean, state.m2, draws)
@@ -263,18 +263,12 @@ def _num(draws):
     return jax.tree.leaves(draws)[0].shape[0]
 
 
-def _wide(dtype):
-    """The dtype that sums of `dtype` accumulate in: at least float32."""
-    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
-        return jnp.dtype(jnp.float32)
-    return jnp.dtype(dtype)
-
-
 def _real(dtype):
     return jnp.finfo(dtype).dtype
 
 
-def _abs2(x):
+def abs2(x: jax.Array) -> jax.Array:
+    """Returns the squared magnitude, real also for complex numbers."""
     return jnp.real(x * jnp.conj(x))
 
 
@@ -292,6 +286,6 @@ def _cast(tree, dtypes):
 
 # Made once, so that two of a kind are equal.
 _MEAN = _averaged(lambda draws: draws)
-_MEAN_SQUARE = _averaged(_abs2)
+_MEAN_SQUARE = _averaged(abs2)
 _VARIANCE = Reduction(_moments_init, _moments_update, _moments_to_variance, min_samples=2)
 _MEAN_AND_STDERR = Reduction(_moments_init, _moments_update, _moments_to_estimate, min_samples=2)

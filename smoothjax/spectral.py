@@ -16,10 +16,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.scipy.special import betainc
 
-from smoothjax.noise import wide_dtype
 from smoothjax.pooling import map_leaves
 from smoothjax.reductions import (
     Reduction,
+    abs2,
     check_no_estimate,
     mean_and_stderr,
     variance_of_mean,
@@ -33,6 +33,7 @@ from smoothjax.transform import (
     is_stochastic,
     keyed,
     named,
+    wide_dtype,
 )
 
 PyTree = Any
@@ -226,7 +227,7 @@ def power_spectrum(attribution: PyTree, axes: Axes = (0, 1)) -> PyTree:
     def of_map(leaf):
         leaf = _check_map(leaf, "power_spectrum")
         positive = _axes_of(leaf.shape, axes, "power_spectrum")
-        return _ring_sums(_abs2(_transform(leaf, positive)), _sizes(leaf.shape, positive))
+        return _ring_sums(abs2(_transform(leaf, positive)), _sizes(leaf.shape, positive))
 
     return jax.tree.map(of_map, attribution)
 
@@ -281,7 +282,7 @@ def signal_and_noise(axes: Axes = (0, 1)) -> Reduction:
             return _ring_sums(bins, _sizes(draw.shape, _axes_of(draw.shape, axes, name)))
 
         return SignalAndNoise(
-            jax.tree.map(rings, draws, jax.tree.map(_abs2, spectra)),
+            jax.tree.map(rings, draws, jax.tree.map(abs2, spectra)),
             jax.tree.map(rings, draws, variances),
             num_samples,
         )
@@ -324,7 +325,7 @@ def wiener(axes: Axes = (0, 1)) -> Reduction:
         def shrink(draw, spectrum, variance):
             positive = _axes_of(draw.shape, axes, "wiener")
             sizes = _sizes(draw.shape, positive)
-            power, noise = _ring_sums(_abs2(spectrum), sizes), _ring_sums(variance, sizes)
+            power, noise = _ring_sums(abs2(spectrum), sizes), _ring_sums(variance, sizes)
             gain = _signal_share(power, noise)[_rings(sizes)]
             shrunk = spectrum * gain.astype(spectrum.dtype)
             return _inverse(shrunk, sizes, positive).astype(draw.dtype)
@@ -592,10 +593,6 @@ def _inverse(spectrum, sizes, axes):
     leading = range(len(axes))
     leaf = jnp.fft.irfftn(spectrum, s=sizes, axes=leading, norm="forward")
     return jnp.moveaxis(leaf, leading, axes)
-
-
-def _abs2(x):
-    return jnp.real(x * jnp.conj(x))
 
 
 def _sizes(shape, axes):

@@ -207,6 +207,13 @@ def is_float0(leaf: Any) -> bool:
     return getattr(leaf, "dtype", None) == jax.dtypes.float0
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """Returns the dtype in which `dtype` is computed with: at least float32."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)
+    return jnp.dtype(dtype)
+
+
 def replace(args: tuple, argnum: int, value: PyTree) -> tuple:
     """Returns `args` with the argument `argnum` replaced by `value`."""
     return (*args[:argnum], value, *args[argnum + 1 :])

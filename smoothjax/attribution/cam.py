@@ -19,8 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from smoothjax.noise import wide_dtype
-from smoothjax.transform import Explainer, check_callable, is_stochastic, name_of, named
+from smoothjax.transform import Explainer, check_callable, is_stochastic, name_of, named, wide_dtype
 
 Features = Callable[..., jax.Array]
 

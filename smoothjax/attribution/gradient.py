@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions, sampling
-from smoothjax.noise import check_has_inexact, fit, is_inexact, resolve, wide_dtype
+from smoothjax.noise import check_has_inexact, fit, is_inexact, resolve
 from smoothjax.reductions import Reduction
 from smoothjax.transform import (
     Explainer,
@@ -23,6 +23,7 @@ from smoothjax.transform import (
     keyed,
     named,
     replace,
+    wide_dtype,
 )
 
 PyTree = Any

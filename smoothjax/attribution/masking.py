@@ -16,7 +16,7 @@ import numpy as np
 
 from smoothjax import reductions, sampling
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.noise import check_has_inexact, is_inexact, wide_dtype
+from smoothjax.noise import check_has_inexact, is_inexact
 from smoothjax.reductions import Reduction
 from smoothjax.transform import (
     Explainer,
@@ -29,6 +29,7 @@ from smoothjax.transform import (
     keyed,
     named,
     replace,
+    wide_dtype,
 )
 
 PyTree = Any
@@ -578,5 +579,4 @@ def _check_scalar(value, name):
             f"{name} explains a score that is a real scalar for one example; got an array of shape "
             f"{value.shape} and dtype {value.dtype}. Pick one output, such as a class's logit."
         )
-    inexact = jnp.issubdtype(value.dtype, jnp.inexact)
-    return value.astype(wide_dtype(value.dtype) if inexact else jnp.float32)
+    return value.astype(wide_dtype(value.dtype))

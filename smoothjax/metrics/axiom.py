@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.noise import wide_dtype
 from smoothjax.transform import (
     Explainer,
     argument,
@@ -18,6 +17,7 @@ from smoothjax.transform import (
     keyed,
     named,
     replace,
+    wide_dtype,
 )
 
 PyTree = Any
