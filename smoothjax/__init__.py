@@ -14,6 +14,7 @@ from smoothjax.attribution import occlusion as occlusion
 from smoothjax.attribution import rise as rise
 from smoothjax.attribution import saliency as saliency
 from smoothjax.attribution import sobol as sobol
+from smoothjax.evaluation import evaluate as evaluate
 from smoothjax.noise import adaptive as adaptive
 from smoothjax.noise import by_path as by_path
 from smoothjax.noise import relative as relative

@@ -1,7 +1,7 @@
 """Pictures of attributions, drawn with matplotlib and without its global state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ except ImportError as error:
     raise ImportError(
         f'smoothjax.plotting needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
     ) from error
+
+from smoothjax.reductions import Estimate
 
 PERCENTILE = 99  # a few extreme pixels would otherwise leave the rest of a map black
 
@@ -99,4 +101,46 @@ def gallery(
         axes.imshow(panel, cmap=colors, vmin=0, vmax=1, interpolation_stage="data")
         axes.set_title(title, fontsize="small")
         axes.set_axis_off()
+    return figure
+
+
+def estimates(table: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """Returns a figure of estimates: a panel for each column, in it a line for each row.
+
+    A dot is the mean, the bar through it one standard error to either side. Panels have scales of
+    their own.
+
+    Args:
+      table: for each row, for each column, an `Estimate` of scalars, as from
+        `Evaluation.summary()`. What is not finite is not drawn.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with its `savefig`.
+
+    >>> from smoothjax.plotting import estimates
+    >>> from smoothjax.reductions import Estimate
+    >>> table = {"saliency": {"deletion": Estimate(0.3, 0.1, 50)}}
+    >>> [axes.get_title() for axes in estimates(table).axes]
+    ['deletion']
+    """
+    rows = list(table)
+    columns = list(table[rows[0]])
+    num_columns = min(len(columns), 4)
+    num_rows = math.ceil(len(columns) / num_columns)
+    height = num_rows * (0.3 * len(rows) + 0.9)
+    figure = Figure(figsize=(2.6 * num_columns + 1.4, height), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(columns) :]:
+        axes.remove()
+    for axes, column in zip(grid.flat, columns, strict=False):
+        values = np.array([table[row][column] for row in rows], float)
+        mean, stderr, _ = np.where(np.isfinite(values), values, np.nan).T
+        axes.errorbar(mean, range(len(rows)), xerr=stderr, fmt="o", capsize=3)
+        axes.set_title(column, fontsize="small")
+        axes.tick_params(labelsize="small")
+        axes.grid(axis="x", alpha=0.3)
+        axes.locator_params(axis="x", nbins=4)
+    axes = grid[0, 0]
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row above the others
     return figure

@@ -1,10 +1,12 @@
+import io
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothjax.plotting import gallery, heatmap
+from smoothjax.plotting import estimates, gallery, heatmap
+from smoothjax.reductions import Estimate
 
 
 def test_heatmap_is_the_magnitude_over_its_99th_percentile():
@@ -89,3 +91,49 @@ def test_odd_maps_are_drawn_without_warnings(tmp_path):
 def test_gallery_needs_a_title_for_each_panel():
     with pytest.raises(ValueError, match="got 1 titles"):
         gallery(np.zeros((8, 8)), [np.eye(8)], ["input"])
+
+
+@pytest.mark.parametrize("num_columns", [1, 4, 6])
+def test_estimates_are_dots_and_bars_in_a_panel_for_each_column(num_columns):
+    columns = [f"parameter_randomization_{i}" for i in range(num_columns)]
+    rows = ["integrated gradients of a long name", "b", "c"]
+    rng = np.random.default_rng(0)
+    means, stderrs = rng.normal(size=(2, 3, num_columns)) ** 2
+    means[2, 0], stderrs[1, 0] = np.nan, np.nan
+    table = {
+        row: {c: Estimate(means[i, j], stderrs[i, j], 9) for j, c in enumerate(columns)}
+        for i, row in enumerate(rows)
+    }
+    figure = estimates(table)
+    figure.savefig(io.BytesIO())  # lays it out
+    assert [axes.get_title() for axes in figure.axes] == columns
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == rows
+    for j, axes in enumerate(figure.axes):
+        dots, _, (bars,) = axes.containers[0].lines
+        np.testing.assert_array_equal(dots.get_xdata(), means[:, j])
+        drawn = ~np.isnan(means[:, j] + stderrs[:, j])
+        half = np.array([[-1.0, 1.0]]) * stderrs[drawn, j][:, None]
+        ends = [segment[:, 0] for segment in bars.get_segments() if len(segment)]
+        np.testing.assert_allclose(ends, means[drawn, j][:, None] + half)
+        heights = [axes.transData.transform((0, row))[1] for row in range(3)]
+        assert heights == sorted(heights, reverse=True)  # the first row is the uppermost
+        box = axes.title.get_window_extent()
+        assert figure.bbox.padded(1).contains(*box.min)
+        assert figure.bbox.padded(1).contains(*box.max)
+    for label in figure.axes[0].get_yticklabels():
+        assert figure.bbox.padded(1).contains(*label.get_window_extent().min)
+
+
+def test_estimates_that_are_not_finite_are_left_out():
+    table = {
+        "a": {"m": Estimate(np.inf, np.nan, 3)},
+        "b": {"m": Estimate(2.0, np.inf, 3)},
+        "c": {"m": Estimate(np.nan, np.nan, 0)},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = estimates(table)
+        figure.savefig(io.BytesIO())
+    low, high = figure.axes[0].get_xlim()
+    assert np.isfinite([low, high]).all()
+    assert high - low < 10

@@ -1,5 +1,7 @@
 """Methods: functions that take a score and return an explainer."""
 
+from smoothjax.attribution.baselines import blur as blur
+from smoothjax.attribution.baselines import channel_mean as channel_mean
 from smoothjax.attribution.cam import gradcam as gradcam
 from smoothjax.attribution.cam import gradcam_plus_plus as gradcam_plus_plus
 from smoothjax.attribution.gradient import expected_gradients as expected_gradients

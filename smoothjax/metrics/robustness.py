@@ -1,0 +1,271 @@
+"""Robustness: how much an explanation changes when its input hardly does.
+
+These metrics judge an explainer, which they call on x and on `num_samples` points x' around it,
+drawn uniformly from the box of all points that differ from x by at most `radius` in each entry (the
+ball of the maximum norm). So they are always stochastic. A stochastic explainer gets one key for x
+and for all x': with one each, the metric would measure Monte-Carlo noise.
+
+In d dimensions almost every draw is about `radius sqrt(d / 3)` away from x in Euclidean norm, and
+the maximum over draws only bounds that over the box from below, the more loosely the larger d is:
+compare explainers at the same radius and number of samples.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from smoothjax import noise, reductions, sampling
+from smoothjax.reductions import Reduction
+from smoothjax.transform import (
+    Explainer,
+    argument,
+    check_argnum,
+    check_callable,
+    is_float0,
+    keyed,
+    named,
+    replace,
+    wide_dtype,
+)
+
+
+def local_lipschitz(
+    explain: Explainer,
+    *,
+    radius: Any,
+    num_samples: int = 10,
+    argnum: int = 1,
+    chunk_size: int = 10,
+) -> Explainer:
+    """Returns a metric: the greatest slope found of an explanation, an estimate from below.
+
+    `max_i ||explain(x_i) - explain(x)|| / ||x_i - x||`, Euclidean norms over all entries, with x_i
+    drawn uniformly from the box around x.
+
+    Args:
+      explain: a function `explain(params, x, *rest)` that returns a pytree of arrays; or a
+        stochastic one, with a key first, which then gets the same key at every point.
+      radius: how far a draw may differ from x in each entry, in the units of x: a positive number,
+        an array that broadcasts to x, or a function of x that returns one, such as
+        `relative(0.05)`.
+      num_samples: the number of draws.
+      argnum: the argument that is perturbed, one floating-point array, counted from 0 after the
+        key: 1 is x.
+      chunk_size: how many draws are evaluated at once; memory only.
+
+    Returns:
+      A stochastic function `metric(key, params, x, *rest)` that returns a scalar, 0 or more, in the
+      units of the explanation over those of x; lower is better, and 0 is a constant explanation. It
+      grows with the scale of the explanation.
+
+    Raises:
+      TypeError, ValueError: here for bad settings; when called, before anything runs, for a missing
+        or wrong key, a missing argument or one that is no real floating-point array, or a radius
+        that does not fit it; and for an explainer that returns no arrays, or an `Estimate`.
+
+    Cost: `num_samples + 1` evaluations of the explainer, the memory of `chunk_size` of them.
+
+    Source: Alvarez-Melis and Jaakkola 2018, arXiv 1806.08049, who search the same box by Bayesian
+    optimization.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> metric = sj.metrics.local_lipschitz(lambda params, x: params * x, radius=0.1)
+    >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.ones(4)).round(4))
+    3.0
+    """
+
+    def slope(explained, moved, step):
+        change = _norm(_difference(moved, explained))
+        length = _norm([step]).astype(change.dtype)
+        # A step that was rounded away says nothing.
+        return change / jnp.where(length == 0, 1, length)
+
+    settings = (radius, num_samples, argnum, chunk_size)
+    return _over_box("local_lipschitz", explain, slope, _MAXIMUM, *settings)
+
+
+def max_sensitivity(
+    explain: Explainer,
+    *,
+    radius: Any,
+    num_samples: int = 10,
+    argnum: int = 1,
+    chunk_size: int = 10,
+) -> Explainer:
+    """Returns a metric: the greatest change found of an explanation, relative to it.
+
+    `max_i ||explain(x_i) - explain(x)|| / ||explain(x)||`, Euclidean norms over all entries, with
+    x_i drawn uniformly from the box around x. The paper's formula has no denominator, its authors'
+    experiments do, and without one a smaller explanation would be a better one.
+
+    Args:
+      explain: as in `local_lipschitz`.
+      radius: as in `local_lipschitz`.
+      num_samples: the number of draws.
+      argnum: the argument that is perturbed, as in `local_lipschitz`.
+      chunk_size: how many draws are evaluated at once; memory only.
+
+    Returns:
+      A stochastic function `metric(key, params, x, *rest)` that returns a scalar without unit, 0 or
+      more; lower is better. The scale of the explanation does not count. Where it is zero at x, 0
+      if it is zero at all draws, and infinite if not.
+
+    Raises:
+      TypeError, ValueError: as `local_lipschitz` does.
+
+    Cost: `num_samples + 1` evaluations of the explainer, the memory of `chunk_size` of them.
+
+    Source: Yeh et al. 2019, arXiv 1901.09392.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = lambda params, x: params * x
+    >>> metric = sj.metrics.max_sensitivity(explain, radius=0.1, num_samples=1000)
+    >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(3))  # 0.1 / 2
+    0.05
+    """
+    settings = (radius, num_samples, argnum, chunk_size)
+    return _over_box("max_sensitivity", explain, _relative_change, _MAXIMUM, *settings)
+
+
+def average_sensitivity(
+    explain: Explainer,
+    *,
+    radius: Any,
+    num_samples: int = 10,
+    argnum: int = 1,
+    chunk_size: int = 10,
+) -> Explainer:
+    """Returns a metric: the mean change of an explanation, relative to it.
+
+    `mean_i ||explain(x_i) - explain(x)|| / ||explain(x)||`, as `max_sensitivity`, but the mean over
+    the draws, which does not grow with their number.
+
+    Args:
+      explain: as in `local_lipschitz`.
+      radius: as in `local_lipschitz`.
+      num_samples: the number of draws.
+      argnum: the argument that is perturbed, as in `local_lipschitz`.
+      chunk_size: how many draws are evaluated at once; memory only.
+
+    Returns:
+      A stochastic function `metric(key, params, x, *rest)` that returns a scalar without unit, 0 or
+      more; lower is better. The scale of the explanation does not count. Where it is zero at x, 0
+      if it is zero at all draws, and infinite if not.
+
+    Raises:
+      TypeError, ValueError: as `local_lipschitz` does.
+
+    Cost: `num_samples + 1` evaluations of the explainer, the memory of `chunk_size` of them.
+
+    Source: Bhatt et al. 2020, arXiv 2005.00631.
+
+    >>> import jax, jax.numpy as jnp, smoothjax as sj
+    >>> explain = lambda params, x: params * x
+    >>> metric = sj.metrics.average_sensitivity(explain, radius=0.1, num_samples=1000)
+    >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(3))  # 0.1 / 2 / 2
+    0.025
+    """
+    settings = (radius, num_samples, argnum, chunk_size)
+    mean = reductions.mean()
+    return _over_box("average_sensitivity", explain, _relative_change, mean, *settings)
+
+
+def _over_box(name, explain, change, reduction, radius, num_samples, argnum, chunk_size):
+    """The metric that reduces `change(explain(x), explain(x_i), x_i - x)` over draws x_i."""
+    check_callable(explain, name)
+    argnum = check_argnum(argnum, name)
+    _check_radius(radius, name)
+    sampling.check_loop(name, num_samples, reduction, chunk_size)
+    inner = keyed(explain)
+
+    @named(name, explain, takes_key=True)
+    def metric(key, *args, **kwargs):
+        x = _check_input(argument(args, argnum, name), name)
+        level = noise.fit(radius(x) if callable(radius) else radius, x, f"{name}: radius")
+        draws_key, inner_key = jax.random.split(key)
+        explained = inner(inner_key, *args, **kwargs)
+        _check_explained(explained, name)
+
+        def draw(draw_key):
+            near = noise.perturb(draw_key, x, [level], _UNIFORM, noise.additive)
+            moved = inner(inner_key, *replace(args, argnum, near), **kwargs)
+            # What the explainer saw: in half precision x + step is rounded.
+            step = near.astype(level.dtype) - x.astype(level.dtype)
+            return change(explained, moved, step)
+
+        return sampling.monte_carlo(draw, draws_key, name, num_samples, reduction, chunk_size)
+
+    return metric
+
+
+def _relative_change(explained, moved, step):
+    del step
+    change, size = _norm(_difference(moved, explained)), _norm(_wide_leaves(explained))
+    # Nothing has not changed if it is still nothing.
+    return jnp.where(change == 0, 0, change / size)
+
+
+def _difference(moved, explained):
+    leaves = zip(_wide_leaves(moved), _wide_leaves(explained), strict=True)
+    return [after - before for after, before in leaves]
+
+
+def _wide_leaves(tree):
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if not is_float0(leaf)]
+    return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves]
+
+
+def _norm(leaves):
+    """The Euclidean norm over all entries of all leaves."""
+    magnitudes = [jnp.abs(leaf).ravel() for leaf in leaves]
+    dtype = np.result_type(*magnitudes)
+    flat = jnp.concatenate([magnitude.astype(dtype) for magnitude in magnitudes])
+    largest = jnp.max(flat, initial=0)
+    # In units of the largest, since the squares of tiny gradients underflow.
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+    return unit * jnp.sqrt(jnp.sum((flat / unit) ** 2))
+
+
+def _check_radius(radius, name):
+    if callable(radius):
+        return
+    noise.fit(radius, jnp.zeros(np.shape(radius)), f"{name}: radius")
+    if isinstance(radius, Tracer):
+        return
+    if np.any(np.asarray(radius) < 0) or not np.any(np.asarray(radius) > 0):
+        raise ValueError(f"{name}: radius must be above 0, in the units of x; got {radius!s:.80}.")
+
+
+def _check_input(x, name):
+    noise.check_has_inexact(x, name)
+    if not noise.is_inexact(x) or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        got = f"one of dtype {x.dtype}" if noise.is_inexact(x) else f"a {type(x).__name__}"
+        raise TypeError(
+            f"{name} perturbs an argument that is one array of real floating-point numbers; got "
+            f"{got}."
+        )
+    return jnp.asarray(x)
+
+
+def _check_explained(explained, name):
+    reductions.check_no_estimate(explained, name)
+    if not _wide_leaves(explained):
+        raise TypeError(f"{name}: the explainer returned no arrays to compare, but {explained}.")
+
+
+def _maximum_init(draw, num):
+    del num
+    return jax.tree.map(lambda d: jnp.zeros(d.shape, d.dtype), draw)
+
+
+def _maximum_update(state, draws):
+    return jax.tree.map(lambda most, d: jnp.maximum(most, jnp.max(d, axis=0)), state, draws)
+
+
+_UNIFORM = functools.partial(jax.random.uniform, minval=-1, maxval=1)
+# Of numbers that are not negative; NaN stays.
+_MAXIMUM = Reduction(_maximum_init, _maximum_update, lambda state: state)

@@ -1,0 +1,731 @@
+"""evaluate, against plain loops over the examples; its statistics, against scipy's."""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import smoothjax as sj
+from smoothjax.evaluation import Evaluation, evaluate
+
+KEY = jax.random.key(5)
+PARAMS = jnp.array([0.5, -1.0, 2.0])
+XS = jnp.asarray(np.random.default_rng(1).normal(size=(7, 3)))
+LABELS = jnp.arange(7) % 3
+
+
+def score(params, x, label):
+    return jnp.sum(params * jnp.sin(x)) + x[label] ** 2
+
+
+gradient = sj.saliency(score)
+
+
+@sj.stochastic
+def noisy(key, params, x, label):
+    return gradient(params, x + 0.3 * jax.random.normal(key, x.shape), label)
+
+
+def total(params, x, attribution, label):
+    return jnp.sum(attribution) + attribution[label] * x[0]
+
+
+@sj.stochastic
+def blurred(key, params, x, attribution, label):
+    return jnp.sum(attribution * jax.random.normal(key, x.shape))
+
+
+def gap(explain):
+    """An explainer metric: how far two attributions of nearby inputs are apart."""
+    inner = explain if sj.is_stochastic(explain) else lambda key, *args: explain(*args)
+
+    @sj.stochastic
+    def metric(key, params, x, label):
+        near = x + jax.random.normal(key, x.shape)
+        return jnp.sum(inner(key, params, x, label) - inner(key, params, near, label))
+
+    return metric
+
+
+EXPLAINERS = {"gradient": gradient, "noisy": noisy}
+METRICS = {"total": total, "blurred": blurred}
+
+
+@functools.cache
+def expected():
+    """What a loop over the examples gives, without evaluate."""
+    takes_key = sj.is_stochastic
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def of_example(explain, index, x, label):
+        keys = jax.random.split(jax.random.fold_in(KEY, index))
+        attribution = explain(*([keys[0]] if takes_key(explain) else []), PARAMS, x, label)
+        return {
+            "total": total(PARAMS, x, attribution, label),
+            "blurred": blurred(keys[1], PARAMS, x, attribution, label),
+            "gap": gap(explain)(keys[1], PARAMS, x, label),
+        }
+
+    return {
+        name: [of_example(explain, i, XS[i], LABELS[i]) for i in range(len(XS))]
+        for name, explain in EXPLAINERS.items()
+    }
+
+
+def check_scores(
+    result, explainers=("gradient", "noisy"), metrics=("total", "blurred", "gap"), n=7
+):
+    assert list(result.scores) == list(explainers)
+    for name, row in result.scores.items():
+        assert list(row) == list(metrics)
+        for metric, scores in row.items():
+            assert scores.dtype == np.float64
+            want = [scores[metric] for scores in expected()[name][:n]]
+            np.testing.assert_allclose(scores, want, rtol=2e-5, atol=1e-6)
+
+
+def run(explainers=EXPLAINERS, metrics=METRICS, examples=(XS, LABELS), key=KEY, **settings):
+    wholes = settings.pop("explainer_metrics", {"gap": gap})
+    params = settings.pop("params", PARAMS)
+    settings = {"batch_size": 3, "progress": False, **settings}
+    return evaluate(explainers, metrics, wholes, params, examples, key, **settings)
+
+
+def one_by_one(num=7):
+    for i in range(num):
+        yield np.asarray(XS[i]), int(LABELS[i])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_scores_are_those_of_a_loop_over_examples(batch_size):
+    check_scores(run(batch_size=batch_size))
+
+
+@pytest.mark.parametrize(
+    ("make", "batch_size"),
+    [(one_by_one, 3), (lambda: list(zip(XS, LABELS, strict=True)), 100)],
+)
+def test_examples_may_come_one_by_one(make, batch_size):
+    check_scores(run(examples=make(), batch_size=batch_size))
+
+
+def test_scores_do_not_depend_on_what_else_is_asked_for():
+    alone = run({"noisy": noisy}, {"blurred": blurred}, explainer_metrics={})
+    check_scores(alone, ["noisy"], ["blurred"])
+    turned = run(dict(reversed(EXPLAINERS.items())), dict(reversed(METRICS.items())))
+    check_scores(turned, ["noisy", "gradient"], ["blurred", "total", "gap"])
+    check_scores(run(metrics={}), metrics=["gap"])
+
+
+def test_explainers_are_given_the_same_draws_and_metrics_others():
+    @sj.stochastic
+    def draw(key, params, x):
+        return jax.random.uniform(key)
+
+    @sj.stochastic
+    def another(key, params, x, attribution):
+        return jax.random.uniform(key)
+
+    metrics = {"draw": lambda params, x, attribution: attribution, "another": another}
+    scores = evaluate({"a": draw, "b": draw}, metrics, {}, None, (XS,), KEY, progress=False).scores
+    np.testing.assert_array_equal(scores["a"]["draw"], scores["b"]["draw"])
+    np.testing.assert_array_equal(scores["a"]["another"], scores["b"]["another"])
+    draws = np.concatenate([scores["a"]["draw"], scores["a"]["another"]])
+    assert len(set(draws.tolist())) == 14  # none twice: neither examples nor roles share them
+
+
+def test_a_frozen_key_shares_the_draws():
+    frozen = jax.jit(functools.partial(noisy, jax.random.key(3)))
+    scores = run({"frozen": frozen}, {"total": total}, explainer_metrics={}).scores
+    each = [total(PARAMS, x, frozen(PARAMS, x, y), y) for x, y in zip(XS, LABELS, strict=True)]
+    np.testing.assert_allclose(scores["frozen"]["total"], each, rtol=1e-5)
+
+
+class Counted:
+    """An explainer that counts how often it is traced, and on what it is run."""
+
+    def __init__(self, scale=1.0):
+        self.traces, self.seen, self.scale = 0, [], scale
+
+    def __call__(self, params, x):
+        self.traces += 1
+        jax.debug.callback(lambda x: self.seen.append(float(x)), x)
+        return self.scale * x
+
+
+def counted_run(explain, num, make=lambda num: (jnp.arange(float(num)),), **settings):
+    metrics = {name: lambda params, x, a: a + 1 for name in ("one", "two", "three")}
+    settings = {"batch_size": 3, "progress": False, **settings}
+    explainers = explain if isinstance(explain, dict) else {"counted": explain}
+    result = evaluate(explainers, metrics, {}, None, make(num), KEY, **settings)
+    jax.effects_barrier()
+    return result
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: (jnp.arange(float(n)),), lambda n: ((float(i),) for i in range(n))]
+)
+@pytest.mark.parametrize(("num", "runs"), [(3, 3), (6, 6), (7, 9), (2, 2)])
+def test_each_attribution_is_computed_once_by_one_program(num, runs, make):
+    explain = Counted()
+    result = counted_run(explain, num, make)
+    assert explain.traces == 1
+    assert sorted(explain.seen)[:num] == list(range(num))
+    assert len(explain.seen) == runs  # the last batch is padded with its last example
+    for scores in result.scores["counted"].values():
+        np.testing.assert_array_equal(scores, np.arange(num) + 1)
+
+
+@pytest.mark.parametrize("num", [3, 6, 7])
+def test_a_program_for_each_explainer_and_one_for_the_metrics(num, caplog):
+    examples = (np.arange(float(num), dtype=np.float32),)
+    explainers = {"a": lambda params, x: x, "b": lambda params, x: x + 1}
+    traced = []
+    metrics = {m: lambda params, x, a: (traced.append(1), jnp.sin(a))[1] for m in "mn"}
+    with jax.log_compiles():
+        evaluate(explainers, metrics, {}, None, examples, KEY, batch_size=3, progress=False)
+    assert len(traced) == 2  # each of the two metrics once
+    compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation")]
+    assert len(compiled) == 3
+
+
+def test_attributions_may_have_several_shapes():
+    explainers = {"full": lambda params, x: x, "sum": lambda params, x: x.sum(keepdims=True)}
+    metrics = {"size": lambda params, x, a: a.size * a[0]}
+    scores = evaluate(explainers, metrics, {}, None, (XS,), KEY, progress=False).scores
+    np.testing.assert_allclose(scores["full"]["size"], 3 * np.asarray(XS)[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(scores["sum"]["size"], np.asarray(XS).sum(1), rtol=1e-5, atol=1e-6)
+
+
+# What a file is for
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    whole, first, second = Counted(), Counted(), Counted()
+
+    def interrupted(num):
+        yield from ((float(i),) for i in range(5))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        counted_run(first, 10, interrupted, path=path)
+    assert len(path.read_text().splitlines()) == 2  # the header and a batch
+    result = counted_run(second, 10, path=path)
+    jax.effects_barrier()
+    assert sorted(first.seen) == [0, 1, 2]
+    assert sorted(set(second.seen)) == list(range(3, 10))
+    want = counted_run(whole, 10, path=tmp_path / "whole.jsonl")
+    np.testing.assert_array_equal(table(result), table(want))
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    again = Counted()
+    np.testing.assert_array_equal(table(counted_run(again, 10, path=path)), table(want))
+    assert again.seen == []
+
+
+def test_a_failing_explainer_keeps_what_came_before(tmp_path):
+    def fails(x):
+        if x > 4 and not mended:
+            raise RuntimeError("out of memory")
+        return x
+
+    def explain(params, x):
+        return jax.pure_callback(
+            fails, jax.ShapeDtypeStruct((), x.dtype), x, vmap_method="sequential"
+        )
+
+    mended, path = False, tmp_path / "scores.jsonl"
+    with pytest.raises(Exception, match="out of memory"):
+        counted_run(explain, 9, path=path)
+    assert len(path.read_text().splitlines()) == 2
+    mended = True
+    np.testing.assert_array_equal(table(counted_run(explain, 9, path=path))[0, 0], np.arange(9) + 1)
+
+
+def test_the_file_gets_each_batch_as_soon_as_it_is_known(tmp_path):
+    path, lines = tmp_path / "scores.jsonl", []
+
+    def watched(num):
+        for i in range(num):
+            lines.append(len(path.read_text().splitlines()) if path.exists() else 0)
+            yield (float(i),)
+
+    counted_run(Counted(), 8, watched, path=path)
+    # Nothing when the first batch is read, then the header, and a line for each batch before.
+    assert lines == [0, 0, 0, 2, 2, 2, 3, 3]
+
+
+def table(result):
+    return np.array([list(row.values()) for row in result.scores.values()])
+
+
+def test_a_file_cut_at_any_byte_of_its_last_line_is_completed(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    xs = (np.arange(3.0, dtype=np.float32) / 7,)
+
+    def scores():
+        args = {"e": lambda params, x: x}, {"m": lambda params, x, a: a}, {}, None, xs, KEY
+        return evaluate(*args, batch_size=2, progress=False, path=path).scores["e"]["m"]
+
+    want = scores()
+    whole = path.read_bytes()
+    header = whole.index(b"\n")
+    last = whole[:-1].rindex(b"\n") + 1
+    for size in [0, 1, header - 1, header, header + 1, *range(last, len(whole) + 1)]:
+        path.write_bytes(whole[:size])
+        np.testing.assert_array_equal(scores(), want)
+        assert path.read_bytes() == whole
+
+
+def test_explainers_and_examples_may_be_added_and_the_batch_size_changed(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    a, b, c = Counted(), Counted(2.0), Counted()
+    counted_run({"a": a}, 6, path=path)
+    result = counted_run({"b": b, "a": c}, 6, path=path)
+    assert sorted(b.seen) == list(range(6))
+    assert c.seen == []
+    assert list(result.scores) == ["b", "a"]
+    np.testing.assert_array_equal(result.scores["b"]["one"], 2 * np.arange(6) + 1)
+    np.testing.assert_array_equal(result.scores["a"]["one"], np.arange(6) + 1)
+    more, fewer = Counted(), Counted()
+    result = counted_run({"a": more}, 9, path=path, batch_size=4)
+    np.testing.assert_array_equal(result.scores["a"]["one"], np.arange(9) + 1)
+    assert sorted(set(more.seen)) == [4, 5, 6, 7, 8]
+    result = counted_run({"a": fewer}, 4, path=path)
+    np.testing.assert_array_equal(result.scores["a"]["one"], np.arange(4) + 1)
+    assert fewer.seen == []
+
+
+def test_scores_that_are_no_numbers_survive_the_file(tmp_path):
+    xs = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.1, 1e-30])
+    for _ in range(2):
+        result = evaluate(
+            {"e": lambda params, x: x}, {"m": lambda params, x, a: a}, {}, None, (xs,), KEY,
+            progress=False, path=tmp_path / "scores.jsonl",
+        )  # fmt: skip
+        np.testing.assert_array_equal(result.scores["e"]["m"], np.asarray(xs, float))
+    for line in (tmp_path / "scores.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+CHANGES = {
+    "key": {"key": jax.random.key(6)},
+    "params": {"params": PARAMS + 1},
+    "metrics": {"explainer_metrics": {}},
+    "another program called 'noisy'": {
+        "explainers": {"noisy": sj.stochastic(lambda key, *args: noisy(key, *args) * 1.01)}
+    },
+    "another program called 'gradient'": {"metrics": {**METRICS, "total": lambda *args: 1.0}},
+    "another example 6": {"examples": (XS.at[6, 1].add(1e-6), LABELS)},
+    "another example 1": {"examples": (XS, LABELS.at[1].set(0))},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, what):
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(file_of_a_run())
+    with pytest.raises(ValueError, match=f"holds scores of (other )?{what}"):
+        run(path=path, **CHANGES[what])
+    assert path.read_bytes() == file_of_a_run()
+    check_scores(run(path=path))
+
+
+def test_the_order_of_names_does_not_matter_to_a_file(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(file_of_a_run())
+    turned = run(dict(reversed(EXPLAINERS.items())), dict(reversed(METRICS.items())), path=path)
+    check_scores(turned, ["noisy", "gradient"], ["blurred", "total", "gap"])
+    assert path.read_bytes() == file_of_a_run()
+
+
+@functools.cache
+def file_of_a_run():
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "scores.jsonl"
+        run(path=str(path))
+        return path.read_bytes()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_constant_that_changed_is_noticed_inside_jitted_functions_too(tmp_path, depth):
+    def explainer(constant):
+        def explain(params, x):
+            return x + constant * 2
+
+        for _ in range(depth):
+            explain = jax.jit(explain)
+        return lambda params, x: jax.lax.map(lambda x: explain(params, x), x[None])[0]
+
+    metrics = {"m": lambda params, x, a: a}
+    args = metrics, {}, None, (jnp.arange(3.0),), KEY
+    path = tmp_path / "scores.jsonl"
+    constants = [jnp.array(v) for v in (1.0, 1.0, 2.0)]
+    first, same, other = ({"e": explainer(c)} for c in constants)
+    evaluate(first, *args, progress=False, path=path)
+    evaluate(same, *args, progress=False, path=path)
+    with pytest.raises(ValueError, match="another program called 'e'"):
+        evaluate(other, *args, progress=False, path=path)
+
+
+@pytest.mark.parametrize("content", [b"precious", b"precious\n", b'{"a": 1}\n', b"[]\n", b"\xff\n"])
+def test_a_file_that_is_not_of_evaluate_is_left_alone(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="no file of scores"):
+        run(path=path)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_line_in_the_middle_is_refused(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    lines = file_of_a_run().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2][:30] + b"\n", *lines[3:]]))
+    with pytest.raises(ValueError, match="damaged"):
+        run(path=path)
+
+
+def odd_run(path):
+    def custom(params, x):
+        return jax.nn.relu(params * x)
+
+    explainers = {
+        "callback": lambda params, x: jax.pure_callback(_same, x, x, vmap_method="broadcast_all"),
+        "custom": sj.smoothgrad(jax.grad(custom), 0.1, tolerance=0.5, num_samples=20),
+        "frozen": functools.partial(sj.smoothgrad(custom, 0.1), jax.random.key(0)),
+    }
+    metrics = {"m": lambda params, x, a: a}
+    xs = (np.arange(2.0, dtype=np.float32),)
+    evaluate(explainers, metrics, {}, np.float32(1), xs, KEY, progress=False, path=path)
+
+
+def _same(x):
+    return x
+
+
+def test_another_process_goes_on_with_the_file(tmp_path):
+    """The digests of the programs are the same there."""
+    path = tmp_path / "scores.jsonl"
+    code = f"import test_evaluation; test_evaluation.odd_run({str(path)!r})"
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    before = path.read_bytes()
+    assert before.count(b"\n") == 4
+    odd_run(path)
+    assert path.read_bytes() == before
+
+
+# What evaluate takes
+
+
+def test_params_may_hold_what_is_no_array():
+    params = {"w": PARAMS, "f": jnp.sin, "n": 2, "none": None}
+
+    def explain(params, x):
+        assert params["none"] is None
+        assert isinstance(params["w"], jax.core.Tracer)  # an argument of the program, no constant
+        return params["f"](params["w"] * x) * params["n"]
+
+    metrics = {"m": lambda params, x, a: jnp.sum(a)}
+    result = evaluate({"e": explain}, metrics, {}, params, (XS,), KEY, progress=False)
+    want = 2 * np.sin(np.asarray(PARAMS)[None] * np.asarray(XS)).sum(1)
+    np.testing.assert_allclose(result.scores["e"]["m"], want, rtol=1e-5)
+
+
+def test_examples_may_be_trees_and_hold_keys():
+    keys = jax.random.split(KEY, 7)
+
+    def explain(params, x, key):
+        return x["a"] + jax.random.uniform(key)
+
+    metrics = {"m": lambda params, x, a, key: jnp.sum(a)}
+    want = [3 * jax.random.uniform(k) + x.sum() for k, x in zip(keys, XS, strict=True)]
+    for examples in (({"a": XS}, keys), [({"a": x}, k) for x, k in zip(XS, keys, strict=True)]):
+        result = evaluate({"e": explain}, metrics, {}, None, examples, KEY, progress=False)
+        np.testing.assert_allclose(result.scores["e"]["m"], want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, bool, jnp.int32])
+def test_scores_may_be_any_real_numbers(dtype):
+    xs = jnp.array([0, 1, 1, 0])
+    metrics = {"m": lambda params, x, a: a.astype(dtype)}
+    result = evaluate({"e": lambda params, x: x}, metrics, {}, None, (xs,), KEY, progress=False)
+    assert result.scores["e"]["m"].tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+BAD = [
+    ({"explainers": [gradient]}, TypeError, "explainers must be a dict"),
+    ({"explainers": {}}, ValueError, "at least one explainer"),
+    ({"explainers": {"a": 3}}, TypeError, "explainers must be a dict of functions by name"),
+    ({"explainers": {1: gradient}}, TypeError, "explainers must be a dict of functions by name"),
+    ({"metrics": {"a": None}}, TypeError, "metrics must be a dict of functions by name"),
+    ({"metrics": {}, "explainer_metrics": {}}, ValueError, "one metric of either kind"),
+    ({"explainer_metrics": {"total": gap}}, ValueError, "'total'. name both"),
+    (
+        {"explainer_metrics": {"gap": lambda explain: 3}},
+        TypeError,
+        "make of 'gradient' must be a dict of functions",
+    ),
+    ({"metrics": {"m": lambda p, x, a, y: a}}, TypeError, r"metric 'm'.*'gradient'.*\(3,\)"),
+    ({"metrics": {"m": lambda p, x, a, y: (1.0, 2.0)}}, TypeError, "metric 'm'.*one real number"),
+    (
+        {"metrics": {"m": lambda p, x, a, y: jax.lax.complex(a[0], a[0])}},
+        TypeError,
+        "metric 'm'.*complex",
+    ),
+    ({"explainer_metrics": {"m": lambda e: e}}, TypeError, "metric 'm' must return one real"),
+    ({"key": 0}, TypeError, r"key must be one like jax.random.key\(0\)"),
+    ({"key": jax.random.split(KEY)}, TypeError, "key must be one"),
+    ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    ({"examples": (XS, LABELS[:6])}, ValueError, r"share a leading axis.*\(7, 3\), \(6,\)"),
+    ({"examples": (XS[:0], LABELS[:0])}, ValueError, "one or more examples"),
+    ({"examples": (XS, 3)}, ValueError, "share a leading axis"),
+    ({"examples": ()}, ValueError, "share a leading axis"),
+    ({"examples": []}, ValueError, "no examples"),
+    ({"examples": iter([])}, ValueError, "no examples"),
+    ({"examples": XS}, TypeError, r"For xs alone type \(xs,\)"),
+    ({"examples": 3}, TypeError, "examples must be a tuple"),
+    ({"examples": list(XS)}, TypeError, r"for x alone \(x,\); example 0"),
+    ({"examples": [(XS[0], 1), (XS[0, :2], 1)]}, ValueError, r"float\d\d\[2\]"),
+    ({"examples": [(XS[0], 1), (XS[0], 1.0)]}, ValueError, "example 1 has"),
+    ({"examples": [(XS[0], 1)] * 3 + [(XS[0],)]}, ValueError, "example 3 has"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        run(**{"explainers": {"gradient": gradient}, **arguments})
+
+
+def test_errors_come_before_anything_runs(tmp_path):
+    explain = Counted()
+    metrics = {"good": lambda params, x, a: a, "bad": lambda params, x, a: a[None]}
+    with pytest.raises(TypeError, match="'bad'"):
+        evaluate({"e": explain}, metrics, {}, None, (jnp.arange(3.0),), KEY, path=tmp_path / "f")
+    assert explain.seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_says_which_explainer_was_traced():
+    with pytest.raises(TypeError) as caught:
+        run({"good": gradient, "short": lambda params: params})
+    assert any("'short'" in note for note in caught.value.__notes__)
+
+
+# Progress
+
+
+class Bar:
+    """tqdm, as far as evaluate needs it."""
+
+    def __init__(self, items, total=None, **_):
+        self.items, self.total, self.count = items, total, 0
+        Bar.last = self
+
+    def __iter__(self):
+        for item in self.items:
+            self.count += 1
+            yield item
+
+
+def test_a_bar_counts_what_is_left_to_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tqdm", type("Module", (), {"tqdm": Bar}))
+    path = tmp_path / "scores.jsonl"
+    counted_run({"a": Counted()}, 6, progress=True, path=path)
+    assert (Bar.last.total, Bar.last.count) == (2, 2)
+    counted_run({"a": Counted(), "b": Counted()}, 7, progress=True, path=path)
+    assert (Bar.last.total, Bar.last.count) == (4, 4)  # of a the last batch, of b all three
+    counted_run({"a": Counted()}, 7, lambda n: ((float(i),) for i in range(n)), progress=True)
+    assert (Bar.last.total, Bar.last.count) == (None, 3)
+    counted_run({"a": Counted()}, 7, lambda n: [(float(i),) for i in range(n)], progress=True)
+    assert (Bar.last.total, Bar.last.count) == (3, 3)
+
+
+def test_the_bar_is_tqdm(capsys):
+    pytest.importorskip("tqdm")
+    counted_run(Counted(), 7, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    counted_run(Counted(), 7, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_tqdm_there_is_no_bar(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    result = counted_run(Counted(), 7, progress=True)
+    np.testing.assert_array_equal(result.scores["counted"]["one"], np.arange(7) + 1)
+    assert capsys.readouterr() == ("", "")
+
+
+# What an Evaluation tells
+
+
+def evaluation(**columns):
+    """An Evaluation of one metric, "m"."""
+    return Evaluation({name: {"m": np.array(scores, float)} for name, scores in columns.items()})
+
+
+def test_summary_is_mean_and_standard_error_of_what_is_not_nan():
+    values = [1.0, 4.0, math.nan, 2.5]
+    mean, stderr, num = evaluation(a=values).summary()["a"]["m"]
+    assert mean == pytest.approx(2.5)
+    assert stderr == pytest.approx(stats.sem([1.0, 4.0, 2.5]))
+    assert num == 3
+    assert evaluation(a=[2.0]).summary()["a"]["m"][:1] == (2.0,)
+    assert math.isnan(evaluation(a=[2.0]).summary()["a"]["m"].stderr)
+    mean, stderr, num = evaluation(a=[math.nan]).summary()["a"]["m"]
+    assert math.isnan(mean)
+    assert math.isnan(stderr)
+    assert num == 0
+    assert evaluation(a=[1.0, math.inf]).summary()["a"]["m"].mean == math.inf
+
+
+def test_the_table():
+    scores = {
+        "saliency": {"deletion": np.array([0.1, 0.2, 0.3]), "gini": np.array([5e-9, 6e-9, 7e-9])},
+        "noisy": {"deletion": np.array([100, 200, math.nan]), "gini": np.array([1.0, 1.0, 1.0])},
+    }
+    assert str(Evaluation(scores)) == (
+        "|          | deletion         | gini            |\n"
+        "| -------- | ---------------- | --------------- |\n"
+        "| saliency | 0.200 ± 0.058    | 6e-09 ± 5.8e-10 |\n"
+        "| noisy    | 150 ± 50 (n = 2) | 1 ± 0           |"
+    )
+
+
+@pytest.mark.parametrize("num", [2, 5, 40, 5000])
+def test_neighbours_are_compared_by_the_paired_t_test(num):
+    rng = np.random.default_rng(num)
+    a, b, c = rng.normal(size=(3, num)) + rng.normal(size=num) + np.array([[0.0], [0.3], [0.5]])
+    ranking = evaluation(a=a, b=b, c=c).ranking("m", lower_is_better=True)
+    columns = {"a": a, "b": b, "c": c}
+    order = sorted(columns, key=lambda name: columns[name].mean())
+    assert list(ranking.estimates) == order
+    assert ranking.estimates[order[0]].mean == pytest.approx(columns[order[0]].mean())
+    for i, test in enumerate(ranking.comparisons):
+        assert (test.better, test.worse) == (order[i], order[i + 1])
+        gaps = columns[order[i]] - columns[order[i + 1]]
+        want = min(1, 3 * stats.ttest_rel(columns[order[i]], columns[order[i + 1]]).pvalue)
+        np.testing.assert_allclose(test.p_value, want, rtol=1e-6)
+        np.testing.assert_allclose(test.difference, gaps.mean())
+        np.testing.assert_allclose(test.stderr, stats.sem(gaps))
+        assert test.differ == (want < 0.05)
+        assert (test.num_examples, test.num_dropped) == (num, 0)
+    best_last = evaluation(a=a, b=b, c=c).ranking("m", lower_is_better=False)
+    assert list(best_last.estimates) == order[::-1]
+    np.testing.assert_allclose(best_last.comparisons[0].p_value, ranking.comparisons[1].p_value)
+    np.testing.assert_allclose(
+        best_last.comparisons[0].difference, -ranking.comparisons[1].difference
+    )
+
+
+def test_pairs_with_nan_are_dropped_and_counted():
+    a = [1.0, 2.0, math.nan, 4.0, 5.5]
+    b = [2.0, 2.5, 9.0, math.nan, 6.5]
+    (test,) = evaluation(a=a, b=b).ranking("m", lower_is_better=True).comparisons
+    want = stats.ttest_rel([1.0, 2.0, 5.5], [2.0, 2.5, 6.5]).pvalue
+    assert test.p_value == pytest.approx(want)
+    assert (test.num_examples, test.num_dropped) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p_value"),
+    [
+        ([1, 2, 3], [1, 2, 3], 1.0),
+        ([1, 2, 3], [2, 3, 4], 0.0),
+        ([1], [2], math.nan),
+        ([1, 2], [1, math.nan], math.nan),
+        ([1, math.inf], [1, math.inf], math.nan),
+        ([1, 2], [1, math.inf], math.nan),
+    ],
+)
+def test_odd_pairs(a, b, p_value):
+    (test,) = evaluation(a=a, b=b).ranking("m", lower_is_better=True).comparisons
+    np.testing.assert_equal(test.p_value, p_value)
+    assert test.differ == (p_value == 0)
+
+
+def test_the_p_value_is_that_of_chance():
+    """Of explainers that do not differ, about one test in twenty says that they do."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 400, 10))
+    tests = [
+        evaluation(a=x, b=y).ranking("m", lower_is_better=True) for x, y in zip(a, b, strict=True)
+    ]
+    assert 8 <= sum(ranking.comparisons[0].differ for ranking in tests) <= 34
+
+
+def test_the_ranking_is_printed():
+    nan = math.nan
+    result = evaluation(
+        none=[nan] * 3, random=[5, 6, 7.0], best=[1, 2, nan], saliency=[5, 6.1, 6.8]
+    )
+    assert str(result.ranking("m", lower_is_better=True)) == (
+        "m: lower is better; each is compared with the one above\n"
+        " 1. best      1.50 ± 0.50\n"
+        " 2. saliency  5.97 ± 0.52  differs (p = 0.047, n = 2, 1 dropped)\n"
+        " 3. random    6.00 ± 0.58  not shown to differ (p = 1, n = 3)\n"
+        " 4. none      nan ± nan    not shown to differ (p = nan, n = 0, 3 dropped)"
+    )
+    first = str(result.ranking("m", lower_is_better=False)).splitlines()
+    assert first[0].startswith("m: higher is better")
+    assert [line.split()[1] for line in first[1:]] == ["random", "saliency", "best", "none"]
+    assert str(evaluation(a=[1.0, 3.0]).ranking("m", lower_is_better=True)).endswith(
+        "1. a  2.0 ± 1.0"
+    )
+
+
+def test_ranking_of_an_unknown_metric():
+    with pytest.raises(ValueError, match=r"no metric 'deletion'; there are \['m'\]"):
+        evaluation(a=[1.0]).ranking("deletion", lower_is_better=True)
+
+
+def test_json_round_trip():
+    values = [0.1, 1e-300, math.nan, math.inf, -math.inf, -0.0]
+    scores = {
+        "é": {"m": np.array(values), "k": np.arange(6.0)},
+        "b": {"m": -np.array(values), "k": np.ones(6)},
+    }
+    text = Evaluation(scores).to_json()
+    json.loads(text, parse_constant=pytest.fail)  # strict JSON
+    back = Evaluation.from_json(text).scores
+    assert list(back) == list(scores)
+    for name, row in scores.items():
+        assert list(back[name]) == list(row)
+        for metric, column in row.items():
+            assert back[name][metric].dtype == np.float64
+            np.testing.assert_array_equal(back[name][metric], column)
+
+
+def test_the_pandas_frame():
+    pandas = pytest.importorskip("pandas")
+    result = evaluation(b=[1.0, math.nan], a=[3.0, 4.0])
+    frame = result.to_pandas()
+    index = pandas.MultiIndex.from_product([["b", "a"], [0, 1]], names=["explainer", "example"])
+    pandas.testing.assert_frame_equal(frame, pandas.DataFrame({"m": [1, math.nan, 3, 4]}, index))
+
+
+def test_without_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        evaluation(a=[1.0]).to_pandas()
+
+
+def test_the_plot_shows_the_summary():
+    pytest.importorskip("matplotlib")
+    figure = evaluation(a=[1.0, 3.0], b=[5.0, 9.0]).plot()
+    line, _, (bars,) = figure.axes[0].containers[0].lines
+    np.testing.assert_allclose(line.get_xdata(), [2, 7])
+    np.testing.assert_allclose([segment[:, 0] for segment in bars.get_segments()], [[1, 3], [5, 9]])
