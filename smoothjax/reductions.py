@@ -4,6 +4,10 @@ A reduction is three functions: `init(draw, num)` makes the state from the shape
 number of draws, `update(state, draws)` takes in draws stacked along a leading axis, and
 `finalize(state)` gives the answer. Sums accumulate in at least float32, and what estimates a draw
 has the dtype of a draw.
+
+Reverse mode goes through the updates backwards. Where they only add to the state, it needs none of
+the states they passed through, and its memory does not grow with the number of draws. Other
+reductions say how, with a second pass over the draws (`second_pass`).
 """
 
 import dataclasses
@@ -27,12 +31,16 @@ class Reduction(NamedTuple):
       update: `update(state, draws) -> state`, with the draws stacked along a leading axis.
       finalize: `finalize(state) -> answer`.
       min_samples: the least number of draws for which the answer is defined.
+      second_pass: for an update that does more than add to its state: `second_pass(state)`, given
+        the final state, returns a reduction of the same draws to that state, whose update only
+        adds. Derivatives, of any order, are taken of it, with the given state held constant.
     """
 
     init: Callable[[PyTree, int], PyTree]
     update: Callable[[PyTree, PyTree], PyTree]
     finalize: Callable[[PyTree], PyTree]
     min_samples: int = 1
+    second_pass: "Callable[[PyTree], Reduction] | None" = None
 
 
 class Estimate(NamedTuple):
@@ -110,7 +118,8 @@ def variance() -> Reduction:
     """Returns the reduction to the unbiased variance of the draws (VarGrad); at least two draws.
 
     Chunks of draws are merged by their means and squared deviations (Chan et al. 1979), which does
-    not cancel in float32 as mean of squares minus square of mean does.
+    not cancel in float32 as mean of squares minus square of mean does. The variance of complex
+    draws is real: that of their real and imaginary parts, added.
 
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.smoothgrad(lambda params, x: x, 0.5, reduction=sj.reductions.variance())
@@ -189,9 +198,13 @@ class _Sum:
 @dataclasses.dataclass(frozen=True)
 class _Moments:
     count: jax.Array
-    mean: PyTree
-    m2: PyTree
+    total: PyTree
+    m2: PyTree  # the sum of squared deviations from the mean
     dtypes: tuple = dataclasses.field(metadata={"static": True})
+
+    @property
+    def mean(self):
+        return jax.tree.map(lambda total: total / self.count.astype(total.dtype), self.total)
 
 
 def _averaged(transform):
@@ -219,32 +232,70 @@ def _averaged(transform):
 
 def _moments_init(draw, num):
     del num
-    center = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), draw)
-    spread = jax.tree.map(lambda c: jnp.zeros(c.shape, _real(c.dtype)), center)
-    return _Moments(jnp.int32(0), center, spread, _answer_dtypes(draw))
+    total = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), draw)
+    spread = jax.tree.map(lambda t: jnp.zeros(t.shape, _real(t.dtype)), total)
+    return _Moments(jnp.int32(0), total, spread, _answer_dtypes(draw))
 
 
 def _moments_update(state, draws):
     n, m = state.count, _num(draws)
 
-    def merge(center, spread, d):
-        d = d.astype(center.dtype)
-        chunk_center = jnp.mean(d, axis=0)
-        chunk_spread = jnp.sum(abs2(d - chunk_center[None]), axis=0)
-        gap = chunk_center - center
+    def merge(total, spread, d):
+        d = d.astype(total.dtype)
+        chunk_total = jnp.sum(d, axis=0)
+        chunk_mean = chunk_total / m
+        chunk_spread = jnp.sum(abs2(d - chunk_mean[None]), axis=0)
+        mean = total / jnp.maximum(n, 1).astype(total.dtype)
         share = m / (n + m).astype(spread.dtype)  # of the chunk, among all draws so far
-        between = abs2(gap) * n.astype(spread.dtype) * share
-        return center + gap * share.astype(gap.dtype), spread + chunk_spread + between
+        between = abs2(chunk_mean - mean) * n.astype(spread.dtype) * share
+        return total + chunk_total, spread + chunk_spread + between
 
-    merged = jax.tree.map(merge, state.mean, state.m2, draws)
-    treedef = jax.tree.structure(state.mean)
-    center, spread = jax.tree.transpose(treedef, jax.tree.structure((0, 0)), merged)
-    return dataclasses.replace(state, count=n + m, mean=center, m2=spread)
+    return _moments_of(n + m, merge, state, state.total, state.m2, draws)
+
+
+def _moments_around(final):
+    """The second pass: sums of deviations from the mean that the first one found.
+
+    `sum |d - mean|^2 = sum |d - c|^2 - |sum (d - c)|^2 / n` for any constant c.
+    """
+    n, center = final.count, final.mean
+
+    def update(state, draws):
+        def add(total, spread, c, d):
+            gap = d.astype(c.dtype) - c[None]
+            return total + jnp.sum(gap, axis=0), spread + jnp.sum(abs2(gap), axis=0)
+
+        return _moments_of(n, add, state, state.total, state.m2, center, draws)
+
+    def finalize(state):
+        def shift(total, spread, c):
+            correction = abs2(_vanishing(total)) / n.astype(spread.dtype)
+            return total + n.astype(c.dtype) * c, spread - correction
+
+        return _moments_of(n, shift, state, state.total, state.m2, center)
+
+    return Reduction(_moments_init, update, finalize)
+
+
+@jax.custom_jvp
+def _vanishing(x):
+    """Returns 0, the value of x, with the derivatives of x: a gradient need not compute it then."""
+    return jnp.zeros_like(x)
+
+
+_vanishing.defjvp(lambda primals, tangents: (_vanishing(*primals), tangents[0]))
+
+
+def _moments_of(count, totals_and_spreads, state, *trees):
+    pairs = jax.tree.map(totals_and_spreads, *trees)
+    treedef = jax.tree.structure(state.total)
+    total, m2 = jax.tree.transpose(treedef, jax.tree.structure((0, 0)), pairs)
+    return dataclasses.replace(state, count=count, total=total, m2=m2)
 
 
 def _moments_to_variance(state):
-    spread = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
-    return _cast(spread, state.dtypes)
+    variance = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
+    return _cast(variance, map(_real, state.dtypes))
 
 
 def _moments_to_estimate(state):
@@ -287,5 +338,7 @@ def _cast(tree, dtypes):
 # Made once, so that two of a kind are equal.
 _MEAN = _averaged(lambda draws: draws)
 _MEAN_SQUARE = _averaged(abs2)
-_VARIANCE = Reduction(_moments_init, _moments_update, _moments_to_variance, min_samples=2)
-_MEAN_AND_STDERR = Reduction(_moments_init, _moments_update, _moments_to_estimate, min_samples=2)
+_VARIANCE, _MEAN_AND_STDERR = (
+    Reduction(_moments_init, _moments_update, finalize, 2, _moments_around)
+    for finalize in (_moments_to_variance, _moments_to_estimate)
+)

@@ -7,6 +7,7 @@ for threefry keys, JAX's default. Keys of the `rbg` and `unsafe_rbg` implementat
 numbers under `vmap` than alone, so with them the draws change with the chunk size.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import AxisType, NamedSharding
 
 from smoothjax.reductions import (
@@ -90,51 +92,88 @@ def accumulate(
     if not jax.tree.leaves(numeric):
         raise TypeError(f"{name}: the function returned no arrays to average, but {draw}.")
 
-    # Checkpointed, since what reverse mode stores of each draw would grow with their number.
-    @jax.checkpoint
-    def evaluate(index):
-        return _without_float0(body(index))
+    def final_state(reduction, evaluate):
+        """The state of a reduction after all draws."""
 
-    def step(state, start, size):
-        indices = start + jnp.arange(size, dtype=jnp.int32)
-        if size == 1 and sharding is None:
-            # A vmap of one would still make the weights a batch of weights.
-            draws = jax.tree.map(lambda d: jnp.expand_dims(d, 0), evaluate(indices[0]))
-        else:
-            draws = jax.vmap(evaluate)(_shard(indices, sharding))
-        return looped.update(state, draws)
+        def step(size, state, start):
+            indices = start + jnp.arange(size, dtype=jnp.int32)
+            if size == 1 and sharding is None:
+                # A vmap of one would still make the weights a batch of weights.
+                draws = jax.tree.map(lambda d: jnp.expand_dims(d, 0), evaluate(indices[0]))
+            else:
+                draws = jax.vmap(evaluate)(_shard(indices, sharding))
+            return reduction.update(state, draws)
 
-    looped = reduction if tolerance is None else mean_and_stderr()
-    chunk_size = min(chunk_size, num)
-    num_chunks, remainder = divmod(num, chunk_size)
-    state = _vary_like(numeric, looped.init(numeric, num))
-    if tolerance is None:
-        starts = chunk_size * jnp.arange(num_chunks, dtype=jnp.int32)
-        state, _ = jax.lax.scan(lambda s, start: (step(s, start, chunk_size), None), state, starts)
-        if remainder:
-            state = step(state, jnp.int32(num - remainder), remainder)
-    else:
+        chunk = min(chunk_size, num)
+        num_chunks, remainder = divmod(num, chunk)
+        # Checkpointed, since what reverse mode stores of each chunk would grow with their number.
+        take_chunk = jax.checkpoint(functools.partial(step, chunk))
+        take_remainder = jax.checkpoint(functools.partial(step, remainder))
+        state, rest = _vary_like(numeric, reduction.init(numeric, num)), jnp.int32(num - remainder)
+        if tolerance is None:
+            starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
+            state, _ = jax.lax.scan(lambda s, start: (take_chunk(s, start), None), state, starts)
+            return take_remainder(state, rest) if remainder else state
 
         def unfinished(carry):
             start, state = carry
-            return (start < num - remainder) & ~_converged(state, tolerance)
+            return (start < rest) & ~_converged(state, tolerance)
 
         def proceed(carry):
             start, state = carry
-            return start + chunk_size, step(state, start, chunk_size)
+            return start + chunk, take_chunk(state, start)
 
         _, state = jax.lax.while_loop(unfinished, proceed, (jnp.int32(0), state))
-        if remainder:
-            state = jax.lax.cond(
-                _converged(state, tolerance),
-                lambda state: state,
-                lambda state: step(state, jnp.int32(num - remainder), remainder),
-                state,
-            )
-    answer = looped.finalize(state)
-    if tolerance is not None and reduction == mean():
-        answer = answer.mean
+        if not remainder:
+            return state
+        return jax.lax.cond(
+            _converged(state, tolerance),
+            lambda state: state,
+            lambda state: take_remainder(state, rest),
+            state,
+        )
+
+    def evaluate(index):
+        return _without_float0(body(index))
+
+    if tolerance is not None:
+        answer = mean_and_stderr().finalize(final_state(mean_and_stderr(), evaluate))
+        answer = answer.mean if reduction == mean() else answer
+    elif reduction.second_pass is None:
+        answer = reduction.finalize(final_state(reduction, evaluate))
+    else:
+        answer = reduction.finalize(_in_two_passes(final_state, reduction, evaluate))
     return _with_float0(answer, draw)
+
+
+def _in_two_passes(final_state, reduction, evaluate):
+    """The final state of a reduction, with the derivatives of its second pass.
+
+    They would be right without, but store the state before every chunk.
+    """
+    # The rule must be handed all arrays that `evaluate` closes over.
+    closed, draw = jax.make_jaxpr(evaluate, return_shape=True)(jnp.int32(0))
+    jaxpr, treedef = closed.jaxpr, jax.tree.structure(draw)
+
+    def state_of(reduction, arrays):
+        evaluate = jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays))
+        return final_state(reduction, lambda index: treedef.unflatten(evaluate(index)))
+
+    @jax.custom_jvp
+    def first_pass(arrays):
+        return state_of(reduction, arrays)
+
+    @first_pass.defjvp
+    def _(primals, tangents):
+        state = first_pass(*primals)
+        second = reduction.second_pass(jax.lax.stop_gradient(state))
+
+        def second_pass(arrays):
+            return second.finalize(state_of(second, arrays))
+
+        return state, jax.jvp(second_pass, primals, tangents)[1]
+
+    return first_pass(closed.consts)
 
 
 def monte_carlo(

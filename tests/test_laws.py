@@ -171,17 +171,34 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
 
 @each_transform
 def test_differentiable(transform, explain, key, params):
+    """To second order, forward and in reverse, against differences; and when checkpointed."""
     noisy = transform.build(explain, num_samples=4, chunk_size=2)
 
-    @jax.jit
     def total(x):
-        return jnp.sum(noisy(key, params, x))
+        return jnp.sum(jnp.sin(noisy(key, params, x)))
+
+    @jax.jit
+    def derivatives(x):
+        slope = jax.jvp(total, (x,), (direction,))[1]
+        return total(x), slope, jax.grad(total)(x)
+
+    @jax.jit
+    def more(x):
+        return jax.hessian(total)(x), jax.grad(jax.checkpoint(total))(x)
 
     step = 1e-2
     direction = jnp.array([0.6, -0.8, 0.1])
-    numeric = (total(X + step * direction) - total(X - step * direction)) / (2 * step)
-    close(jnp.dot(jax.grad(total)(X), direction), numeric, rtol=2e-2, atol=2e-3)
-    close(jax.jvp(total, (X,), (direction,))[1], numeric, rtol=2e-2, atol=2e-3)
+    (before, _, gradient_before), (after, _, gradient_after) = (
+        derivatives(X + s * direction) for s in (-step, step)
+    )
+    _, slope, gradient = derivatives(X)
+    hessian, checkpointed = more(X)
+    close(jnp.dot(gradient, direction), (after - before) / (2 * step), rtol=2e-2, atol=2e-3)
+    close(slope, jnp.dot(gradient, direction), rtol=1e-4)
+    close(checkpointed, gradient)
+    bend = (gradient_after - gradient_before) / (2 * step)
+    close(hessian @ direction, bend, rtol=2e-2, atol=1e-2)
+    close(hessian, hessian.T, rtol=1e-3, atol=1e-4)
 
 
 @each_transform

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import smoothjax as sj
 from smoothjax import reductions
@@ -67,6 +69,69 @@ def test_variance_does_not_cancel(chunk_size):
     np.testing.assert_allclose(got, draws.astype("f8").var(0, ddof=1), rtol=0.05)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 4, 11])
+def test_derivatives_are_those_of_the_formulas(chunk_size):
+    """To second order, forward over reverse and reverse over reverse."""
+    table = jnp.asarray(np.random.default_rng(4).normal(3, 2, (NUM, 2)), jnp.float32)
+    weights = jnp.arange(1.0, 7.0).reshape(3, 2)
+
+    def of_the_formulas(draws):
+        return jnp.stack(
+            [jnp.var(draws, 0, ddof=1), draws.mean(0), draws.std(0, ddof=1) / NUM**0.5]
+        )
+
+    def of_the_reductions(draws):
+        estimate = reduce(reductions.mean_and_stderr(), draws, chunk_size)
+        variance = reduce(reductions.variance(), draws, chunk_size)
+        return jnp.stack([variance, estimate.mean, estimate.stderr])
+
+    def derivatives(of):
+        def total(draws):
+            return jnp.sum(weights * jnp.sin(of(draws)))
+
+        gradient = jax.grad(total)
+        return jax.jit(lambda t: (gradient(t), jax.jacfwd(gradient)(t), jax.jacrev(gradient)(t)))
+
+    for got, want in zip(
+        derivatives(of_the_reductions)(table), derivatives(of_the_formulas)(table), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-5)
+
+
+def test_gradient_inside_shard_map():
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    xs = jnp.linspace(-1.0, 1.0, 3 * jax.device_count()).reshape(-1, 3)
+    smooth = sj.vargrad(lambda params, x: jnp.sin(params * x), 0.3, num_samples=5, chunk_size=2)
+
+    def gradients(key, xs):
+        return jax.vmap(jax.grad(lambda x: jnp.sum(smooth(key, 2.0, x))))(xs)
+
+    mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch"))
+    key = jax.random.key(0)
+    np.testing.assert_allclose(jax.jit(mapped)(key, xs), gradients(key, xs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 11])
+def test_complex_draws_equal_numpy(chunk_size):
+    rng = np.random.default_rng(5)
+    draws = (rng.normal(3, 2, (NUM, 4)) + 1j * rng.normal(-1, 1, (NUM, 4))).astype("c8")
+    for build, reference in REFERENCES.values():
+        want = (
+            reference(draws) if build is not reductions.mean_square else (abs(draws) ** 2).mean(0)
+        )
+        got = reduce(build(), draws, chunk_size)
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    estimate = reduce(reductions.mean_and_stderr(), draws, chunk_size)
+    assert (estimate.mean.dtype, estimate.stderr.dtype) == (jnp.complex64, jnp.float32)
+    np.testing.assert_allclose(estimate.mean, draws.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(estimate.stderr, draws.std(0, ddof=1) / NUM**0.5, rtol=1e-5)
+    error = np.linalg.norm(estimate.stderr)
+    signal = np.linalg.norm(estimate.mean)
+    want = error / np.sqrt(signal**2 - error**2)
+    np.testing.assert_allclose(relative_error(estimate), want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_accumulates_in_float32(dtype):
     """A running sum of ones in bfloat16 would stop at 256, in float16 at 2048."""
@@ -126,6 +191,18 @@ def test_nan_and_inf_pass_on(name):
     draws[4, 0], draws[5, 1] = np.nan, np.inf
     got = reduce(REFERENCES[name][0](), draws, 3)
     assert list(np.isfinite(got)) == [False, False, True]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 11])
+def test_the_mean_of_an_estimate_is_the_mean(chunk_size):
+    """Also where it is infinite."""
+    draws = np.random.default_rng(6).normal(size=(NUM, 5)).astype("f4")
+    draws[5, 1], draws[2, 2], draws[3, 3], draws[4, 4] = np.inf, -np.inf, np.nan, np.inf
+    want = reduce(reductions.mean(), draws, chunk_size)
+    assert list(want[1:4]) == [np.inf, -np.inf, pytest.approx(np.nan, nan_ok=True)]
+    estimate = reduce(reductions.mean_and_stderr(), draws, chunk_size)
+    np.testing.assert_array_equal(estimate.mean, want)
+    assert list(np.isnan(estimate.stderr)) == [False, True, True, True, True]
 
 
 def test_float0_passes_through():
