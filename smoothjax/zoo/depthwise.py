@@ -1,9 +1,9 @@
 """Depthwise convolution, fast on CPUs too.
 
 On a CPU, XLA runs a depthwise convolution ten to fifty times slower than the same sum written as
-shifted multiply-adds. Those have a reverse-mode rule of their own, since autodiff would turn every
-shift into one more padded array. Reverse mode, vmap and forward over reverse mode (`jax.hessian`)
-apply; forward mode alone (`jax.jvp`) does not.
+shifted multiply-adds. Autodiff would transpose each shift into a padded array of its own; so the
+derivative is written with a padded array for each shift, which transposes into shifts. Gradients
+are fast, then, forward mode is slower, and every transform applies.
 """
 
 import functools
@@ -11,6 +11,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from smoothjax.transform import wide_dtype
 
 
 def depthwise(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -46,50 +49,69 @@ def _convolution(stride: int, images: jax.Array, kernel: jax.Array) -> jax.Array
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _shifted_sums(stride: int, images: jax.Array, kernel: jax.Array) -> jax.Array:
     return _correlate(_pad(stride, images, kernel), kernel, stride)
 
 
-def _forward(stride, images, kernel):
-    return _correlate(_pad(stride, images, kernel), kernel, stride), (images, kernel)
+@functools.partial(_shifted_sums.defjvp, symbolic_zeros=True)
+def _(stride, primals, tangents):
+    images, kernel = primals
+    d_images, d_kernel = tangents
+    terms = []
+    if not isinstance(d_images, SymbolicZero):
+        terms.append(_of_images(stride, kernel, d_images))
+    if not isinstance(d_kernel, SymbolicZero):
+        terms.append(_of_kernel(stride, images, d_kernel))
+    return _shifted_sums(stride, images, kernel), functools.reduce(jnp.add, terms)
 
 
-def _backward(stride, residuals, cotangent):
-    images, kernel = residuals
-    return (
-        _images_cotangent(stride, images, kernel, cotangent),
-        _kernel_cotangent(stride, images, kernel, cotangent),
-    )
+def _of_images(stride, kernel, images):
+    """The sums as a linear function of the images: each pixel is spread over all that it enters.
+
+    The transpose spreads the cotangent by the stride and correlates it with the flipped kernel.
+    """
+    rows, columns = kernel.shape[:2]
+    zero = jnp.zeros((), images.dtype)
+
+    def moved(weights, i, j):
+        padding = ((0, 0, 0), (rows - 1 - i, i, 0), (columns - 1 - j, j, 0), (0, 0, 0))
+        return lax.pad(images * weights, zero, padding)
+
+    entries = [(i, j) for i in range(rows) for j in range(columns)]
+    moves = [moved(w, i, j) for w, (i, j) in zip(_weights(kernel), entries, strict=True)]
+    (above, _), (left, _) = _margins(stride, images, kernel)
+    top, first = rows - 1 - above, columns - 1 - left
+    spread = functools.reduce(jnp.add, moves)
+    return spread[:, top : top + images.shape[1] : stride, first : first + images.shape[2] : stride]
 
 
-_shifted_sums.defvjp(_forward, _backward)
+# Checkpointed, since reverse mode would store every shift.
+@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
+def _of_kernel(stride, images, kernel):
+    """The sums as a linear function of the kernel.
 
+    The transpose sums, for every entry of the kernel, the cotangent times the pixels that it met.
+    """
 
-def _images_cotangent(stride, images, kernel, cotangent):
-    """Correlates the cotangent, spread out by the stride, with the flipped kernel."""
+    def weighted(pixels, weights):
+        # In two steps, so that the transpose sums along rows first: one long sum loses a digit.
+        columns = jnp.broadcast_to(weights, (*pixels.shape[:2], 1, pixels.shape[-1]))
+        return pixels * jnp.broadcast_to(columns, pixels.shape).astype(pixels.dtype)
 
-    def padding(axis):
-        before = kernel.shape[axis] - 1 - _margins(stride, images, kernel)[axis][0]
-        spread = (cotangent.shape[1 + axis] - 1) * stride + 1
-        return before, images.shape[1 + axis] + kernel.shape[axis] - 1 - before - spread, stride - 1
-
-    zero = jnp.zeros((), cotangent.dtype)
-    spread = lax.pad(cotangent, zero, ((0, 0, 0), padding(0), padding(1), (0, 0, 0)))
-    return _correlate(spread, kernel[::-1, ::-1], 1)
-
-
-def _kernel_cotangent(stride, images, kernel, cotangent):
-    """Sums, for every entry of the kernel, the cotangent times the pixels that it met."""
     shifts = _shifts(_pad(stride, images, kernel), kernel, stride)
-    # Along rows first: one long float32 sum would lose a digit.
-    sums = [jnp.sum(jnp.sum(pixels * cotangent, 2), (0, 1)) for pixels in shifts]
-    return jnp.stack(sums).reshape(kernel.shape)
+    wide = _weights(kernel.astype(wide_dtype(kernel.dtype)))
+    return functools.reduce(jnp.add, map(weighted, shifts, wide))
 
 
 def _correlate(padded, kernel, stride):
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    return functools.reduce(jnp.add, map(jnp.multiply, _shifts(padded, kernel, stride), weights))
+    shifts = _shifts(padded, kernel, stride)
+    return functools.reduce(jnp.add, map(jnp.multiply, shifts, _weights(kernel)))
+
+
+def _weights(kernel):
+    """The entries of the kernel, row by row, each of shape (1, 1, 1, channels)."""
+    return jnp.unstack(kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]))
 
 
 def _shifts(padded, kernel, stride):

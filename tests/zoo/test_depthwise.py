@@ -1,4 +1,4 @@
-"""The shifted sums against XLA's own convolution, with gradients, vmap and second derivatives."""
+"""The shifted sums against XLA's own convolution, with all derivatives, vmap and bfloat16."""
 
 import functools
 
@@ -59,6 +59,27 @@ def test_equals_lax_with_both_gradients(size, window, stride):
     close(pull_back(depthwise), pull_back(lax_convolution))
 
 
+@cases
+def test_forward_mode(size, window, stride):
+    """With respect to both arguments, and to either alone."""
+    primals = draw(0, 2, *size, 3), draw(1, window, window, 1, 3)
+    tangents = draw(3, 2, *size, 3), draw(4, window, window, 1, 3)
+
+    def push_forward(convolve):
+        def one(argnum):
+            def of_one(argument):
+                arguments = [*primals]
+                arguments[argnum] = argument
+                return convolve(*arguments, stride)
+
+            return jax.jvp(of_one, primals[argnum : argnum + 1], tangents[argnum : argnum + 1])
+
+        both = functools.partial(convolve, stride=stride)
+        return jax.jit(lambda: (jax.jvp(both, primals, tangents), one(0), one(1)))()
+
+    close(push_forward(depthwise), push_forward(lax_convolution))
+
+
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_vmap_of_gradients_over_images_and_weights(in_axes, stride):
@@ -76,7 +97,10 @@ def test_vmap_of_gradients_over_images_and_weights(in_axes, stride):
     close(gradients(depthwise), gradients(lax_convolution))
 
 
-@pytest.mark.parametrize("differentiate", [jax.hessian, lambda f: jax.jacrev(jax.grad(f))])
+@pytest.mark.parametrize(
+    "differentiate",
+    [jax.hessian, lambda f: jax.jacrev(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))],
+)
 def test_second_derivatives(differentiate):
     images, kernel = draw(0, 1, 4, 3, 1), draw(1, 3, 3, 1, 1)
 
@@ -110,7 +134,29 @@ def test_each_platform_gets_its_own_form(platform, shifted):
     assert ("stablehlo.convolution" in exported.mlir_module()) is not shifted
 
 
-def test_residuals_are_the_arguments_alone():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_gradients_are_summed_in_float32(stride):
+    """Of ones: a sum in bfloat16 would stop growing at 256."""
+    images, kernel = jnp.ones((1, 80, 80, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    gradients = jax.grad(lambda k: jnp.sum(depthwise(images, k, stride).astype(jnp.float32)))
+    got = gradients(kernel)
+    assert got.dtype == jnp.bfloat16
+    exact = jax.grad(lambda k: jnp.sum(lax_convolution(jnp.float32(images), k, stride)))
+    np.testing.assert_array_equal(got, exact(jnp.float32(kernel)).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("wrt", [0, 1, (0, 1)])
+def test_residuals_are_the_arguments_alone(wrt):
     """Storing every shifted copy would take 9 or 25 times the memory."""
-    _, residuals = module._forward(1, draw(0, 1, 8, 8, 2), draw(1, 3, 3, 1, 2))
-    assert [r.shape for r in residuals] == [(1, 8, 8, 2), (3, 3, 1, 2)]
+    images, kernel = draw(0, 1, 8, 8, 2), draw(1, 3, 3, 1, 2)
+
+    def of(*some):
+        arguments = [images, kernel]
+        for argnum, value in zip(np.atleast_1d(wrt), some, strict=True):
+            arguments[argnum] = value
+        return module._shifted_sums(1, *arguments)
+
+    chosen = [(images, kernel)[argnum] for argnum in np.atleast_1d(wrt)]
+    _, pull_back = jax.vjp(of, *chosen)
+    stored = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+    assert stored < images.size + 2 * kernel.size

@@ -87,6 +87,8 @@ def test_score_probability_and_gradient(net, x):
     np.testing.assert_allclose(score, logits[0, label], rtol=1e-4)
     slope = (logits[1, label] - logits[2, label]) / 2
     np.testing.assert_allclose(slope, jnp.vdot(gradient, step), rtol=0.05)
+    forward = jax.jit(lambda x: jax.jvp(lambda x: net.score(net.params, x, label), (x,), (step,)))
+    np.testing.assert_allclose(forward(x)[1], jnp.vdot(gradient, step), rtol=1e-4)
     probability = jax.jit(net.probability)(net.params, x, label)
     np.testing.assert_allclose(probability, jax.nn.softmax(logits[0])[label], rtol=1e-3)
 
