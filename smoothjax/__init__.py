@@ -31,5 +31,6 @@ from smoothjax.spectral import forgrad as forgrad
 from smoothjax.spectral import lowpass as lowpass
 from smoothjax.transform import is_stochastic as is_stochastic
 from smoothjax.transform import stochastic as stochastic
+from smoothjax.tuning import tune_chunk_size as tune_chunk_size
 
 __version__ = "0.1.0"

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 import smoothjax as sj
-from smoothjax import reductions
+from smoothjax import noise, reductions
+from smoothjax.noise import box_muller
 
 
 def draws_of(argument, sigma, num_samples=2000, smooth=sj.smoothgrad, seed=0, **options):
@@ -347,6 +348,99 @@ def test_complex_leaves_may_be_left_out():
     x = {"c": jnp.ones(2, jnp.complex64), "f": jnp.ones(2)}
     draws = draws_of(x, 0.1, num_samples=2, where={"c": False, "f": True})
     np.testing.assert_array_equal(draws["c"], np.ones((2, 2)))
+
+
+def test_box_muller_is_its_formula():
+    """In double precision, of the words that JAX's own threefry makes."""
+    key, n = jax.random.key(3), 50_000
+    words = np.asarray(jax.random.key_data(jax.random.split(key, n)))
+    u = ((words[:, 0] >> 1) + 0.5) / 2**31
+    v = words[:, 1].astype(np.int32) / 2**32
+    want = np.sqrt(-2 * np.log(u)) * np.sin(np.pi * v)
+    got = jax.jit(box_muller, static_argnums=1)(key, (n,))
+    np.testing.assert_allclose(got, want, atol=4e-6)
+
+
+def test_box_muller_is_right_at_the_ends_of_its_words(monkeypatch):
+    ends = np.array([0, 1, 2, 3, 2**30, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    first, second = (each.ravel() for each in np.meshgrid(ends, ends))
+    monkeypatch.setattr(
+        noise, "_threefry2x32", lambda *_: (jnp.asarray(first), jnp.asarray(second))
+    )
+    u = ((first >> 1) + 0.5) / 2**31
+    v = second.astype(np.int32) / 2**32
+    want = np.sqrt(-2 * np.log(u)) * np.sin(np.pi * v)
+    got = box_muller(jax.random.key(0), first.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+    assert np.abs(got).max() == pytest.approx(np.sqrt(2 * np.log(2**32)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "impl"),
+    [(jax.random.normal, "threefry2x32"), (box_muller, "threefry2x32"), (box_muller, "rbg")],
+)
+def test_samplers_are_standard_normal(sampler, impl):
+    """In the bulk, in the moments, in the tails and jointly, on two million numbers of many keys.
+
+    The test is one for JAX's own sampler too: where that passes, so must ours.
+    """
+    rows, n = 2048, 2**21
+    keys = jax.random.split(jax.random.key(1, impl=impl), rows)
+    x = jax.jit(jax.vmap(lambda key: sampler(key, (n // rows,), jnp.float32)))(keys)
+    x = np.asarray(x, np.float64)
+
+    flat = x.ravel()
+    assert stats.kstest(flat, "norm").pvalue > 1e-3
+    for order in range(1, 7):
+        mean, square = stats.norm.moment(order), stats.norm.moment(2 * order)
+        error = np.sqrt((square - mean**2) / n)
+        assert abs(np.mean(flat**order) - mean) < 4 * error, order
+
+    # Bins of equal steps in the logarithm of the tail, to five expected numbers beyond the last.
+    tail = stats.norm.isf(np.geomspace(5 / n, 0.3, 40))
+    edges = np.concatenate([[-np.inf], -tail, tail[::-1], [np.inf]])
+    counts = np.bincount(np.searchsorted(edges, flat) - 1, minlength=edges.size - 1)
+    expected = n * np.diff(stats.norm.cdf(edges))
+    assert stats.chisquare(counts, expected, sum_check=False).pvalue > 1e-3
+
+    # Whether large numbers meet large ones, or signs go together, within a block and between two.
+    pairs = [
+        (x[:, ::2], x[:, 1::2]),
+        (x[:, :512], x[:, 512:]),
+        (x[:, :-1], x[:, 1:]),
+        (x[:-1], x[1:]),
+        (x[: rows // 2], x[rows // 2 :]),
+    ]
+    for a, b in pairs:
+        for of in (np.array, np.abs, np.sign, np.square):
+            correlation = np.corrcoef(of(a).ravel(), of(b).ravel())[0, 1]
+            assert abs(correlation) < 5 / np.sqrt(a.size)
+    # And by a test that sees any dependence: the quartiles of two neighbours fall evenly.
+    quartile = np.searchsorted(stats.norm.ppf([0.25, 0.5, 0.75]), x)
+    together = np.bincount((4 * quartile[:, ::2] + quartile[:, 1::2]).ravel(), minlength=16)
+    assert stats.chisquare(together).pvalue > 1e-3
+
+
+def test_box_muller_keeps_its_promises_of_shape_and_dtype():
+    key = jax.random.key(2)
+    sample = jax.jit(box_muller, static_argnums=(1, 2))
+    many = sample(key, (10,))
+    np.testing.assert_array_equal(sample(key, (7,)), many[:7])
+    np.testing.assert_array_equal(
+        sample(key, (2, 5), jnp.bfloat16).ravel(), many.astype("bfloat16")
+    )
+    assert sample(key, ()) == many[0]
+
+
+def test_box_muller_on_leaves_keys_and_draws_is_independent():
+    x = {"a": jnp.zeros((3, 700)), "b": jnp.zeros(2100)}
+    draws = draws_of(x, 1.0, num_samples=200, sampler=box_muller)
+    a, b = (np.asarray(draws[name]).reshape(200, -1) for name in ("a", "b"))
+    for first, second in [(a, b), (a[1:], a[:-1]), (b[:, :1024], b[:, 1024:2048])]:
+        for of in (np.array, np.abs):
+            correlation = np.corrcoef(of(first).ravel(), of(second).ravel())[0, 1]
+            assert abs(correlation) < 5 / np.sqrt(first.size)
+    assert stats.kstest(np.concatenate([a, b]).ravel(), "norm").pvalue > 1e-3
 
 
 def test_nan_passes_on():
