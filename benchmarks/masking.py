@@ -2,123 +2,118 @@
 
     python benchmarks/masking.py
 
-The network is EfficientNet-Lite0 at 224 pixels. The bare network is jitted at each batch size, the
-methods at each chunk size, and both at their best. Runs of bare network and method alternate, and
-the result is the median over pairs of the ratio of their speeds, so that other work on the machine
-weighs on both. Writes the result beside this file, with machine, versions and date.
+The network is EfficientNet-Lite0 at 224 pixels. The bare network is one compiled program too: it
+scans over batches of as many different images as a method has masks, and sums the logits. The bare
+network at its best batch size and a method at its best chunk size run in turn, so that other work
+on the machine weighs on both, and the result is the median over pairs of runs of the ratio of their
+speeds. Writes the result beside this file, with machine, versions and date.
 """
 
 import argparse
 import pathlib
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import skimage.data
-from record import write_record
+from record import alternate, median_ratio, write_record
 
 from smoothjax import zoo
 from smoothjax.attribution import hsic, occlusion, rise, sobol
 
+PATCHES = 8  # along each axis of the image
+GRID = (2, 7)  # of sobol: with the two plain rows, a design has 16 masks
+
 
 def methods(score, num, chunk_size):
-    """Each method with its number of forward passes, which is near `num`."""
-    grid = 5
-    designs = max(1, num // (grid**2 + 2))
-    patches = 4  # along each axis
+    """Each method with its number of forward passes, a multiple of 16 and one for occlusion."""
+    patch = 224 // PATCHES
     return {
-        "occlusion": (
-            occlusion(score, 224 // patches, 224 // patches, chunk_size=chunk_size),
-            patches**2 + 1,
-        ),
+        "occlusion": (occlusion(score, patch, patch, chunk_size=chunk_size), PATCHES**2 + 1),
         "rise": (rise(score, num_samples=num, chunk_size=chunk_size), num),
-        "sobol": (
-            sobol(score, num_designs=designs, grid=grid, chunk_size=chunk_size),
-            designs * (grid**2 + 2),
-        ),
+        "sobol": (sobol(score, num_designs=num // 16, grid=GRID, chunk_size=chunk_size), num),
         "hsic": (hsic(score, num_samples=num, chunk_size=chunk_size), num),
     }
 
 
-def bare(net, num, batch_size):
-    """The network alone, on `num` images, a batch at a time."""
-    forward = jax.jit(lambda params, images: net.apply(params, images)[:, 0])
+def bare(net, batch_size):
+    """The network alone, on different images, a batch at a time: one program, nothing elided."""
 
-    def run(params, images):
-        for _ in range(num // batch_size):
-            forward(params, images).block_until_ready()
+    def run(params, images, label):
+        batches = images.reshape(-1, batch_size, *images.shape[1:])
+
+        def step(total, batch):
+            return total + jnp.sum(net.apply(params, batch)[:, label]), None
+
+        return jax.lax.scan(step, jnp.float32(0), batches)[0]
 
     return run
 
 
-def seconds(run, *arguments):
-    start = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    return time.perf_counter() - start
+def fastest(functions, arguments, passes):
+    """The size whose program runs fastest, a run of it, and the passes per second of all."""
 
+    def runner(fun):
+        program = jax.jit(fun).lower(*arguments).compile()
+        return lambda: jax.block_until_ready(program(*arguments))
 
-def best(runs, arguments, count, repeats):
-    """The key of the run with the most passes per second, and all medians."""
-    speeds = {}
-    for key, run in runs.items():
-        run(*arguments(key))
-        taken = [seconds(run, *arguments(key)) for _ in range(repeats)]
-        speeds[key] = count(key) / statistics.median(taken)
-    return max(speeds, key=speeds.get), speeds
+    runs = {size: runner(fun) for size, fun in functions.items()}
+    speeds = {size: passes / min(times) for size, times in alternate(runs, 2).items()}
+    best = max(speeds, key=speeds.__getitem__)
+    return best, runs[best], speeds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--masks", type=int, default=32, help="forward passes of a run")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--masks", type=int, default=64, help="a multiple of 16")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 16], help="divide masks")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    num = arguments.masks
+    num, chunks = arguments.masks, arguments.chunks
 
     net = zoo.load("efficientnet-lite0")
     x = net.preprocess(skimage.data.chelsea())
     key, label = jax.random.key(0), jnp.int32(285)
+    images = x[None] * jnp.linspace(0.5, 1.0, num)[:, None, None, None]
 
-    images = {size: jnp.stack([x] * size) for size in arguments.chunks}
-    plain = {size: bare(net, num, size) for size in arguments.chunks}
-    batch, speeds = best(
-        plain,
-        lambda size: (net.params, images[size]),
-        lambda size: num // size * size,
-        arguments.repeats,
+    batch, bare_run, speeds = fastest(
+        {size: bare(net, size) for size in chunks}, (net.params, images, label), num
     )
-    print("bare:", {size: round(speed, 1) for size, speed in speeds.items()}, flush=True)
-
     result = {
         "model": net.name,
-        "passes": num,
+        "masks": num,
         "repeats": arguments.repeats,
-        "bare_passes_per_second": {str(size): speed for size, speed in speeds.items()},
-        "bare_best_batch": batch,
+        "bare": {"best_batch": batch, "passes_per_second": rounded(speeds)},
         "methods": {},
     }
+    print(f"{'':12}{'passes':>8}{'chunk':>8}{'passes/s':>10}{'bare/s':>10}{'ratio':>8}")
     for name in methods(net.score, num, 1):
-        runs = {
-            size: (jax.jit(methods(net.score, num, size)[name][0])) for size in arguments.chunks
-        }
         passes = methods(net.score, num, 1)[name][1]
         call = (net.params, x, label) if name == "occlusion" else (key, net.params, x, label)
-        chunk, speeds = best(runs, lambda _, call=call: call, lambda _, n=passes: n, 2)
-        ratios = []
-        for _ in range(arguments.repeats):
-            bare_seconds = seconds(plain[batch], net.params, images[batch]) / (num // batch * batch)
-            ratios.append(bare_seconds / (seconds(runs[chunk], *call) / passes))
-        ratio = statistics.median(ratios)
-        print(f"{name}: {ratio:.2f} of the bare network's speed, chunks of {chunk}", flush=True)
+        chunk, run, speeds = fastest(
+            {size: methods(net.score, num, size)[name][0] for size in chunks}, call, passes
+        )
+        times = alternate({"bare": bare_run, name: run}, arguments.repeats)
+        ratio = median_ratio(times["bare"], [times[name]]) * passes / num
+        speed = passes / statistics.median(times[name])
+        bare_speed = num / statistics.median(times["bare"])
+        print(
+            f"{name:12}{passes:8}{chunk:8}{speed:10.1f}{bare_speed:10.1f}{ratio:8.3f}", flush=True
+        )
         result["methods"][name] = {
-            "ratio": ratio,
-            "ratios": ratios,
-            "best_chunk": chunk,
+            "ratio": round(ratio, 4),
             "passes": passes,
-            "passes_per_second": {str(size): speed for size, speed in speeds.items()},
+            "best_chunk": chunk,
+            "seconds": [round(time, 4) for time in times[name]],
+            "bare_seconds": [round(time, 4) for time in times["bare"]],
+            "passes_per_second": rounded(speeds),
         }
+    print(f"(the bare network in batches of {batch})")
     write_record(pathlib.Path(__file__).with_name("masking.json"), result)
+
+
+def rounded(speeds):
+    return {str(size): round(speed, 2) for size, speed in speeds.items()}
 
 
 if __name__ == "__main__":

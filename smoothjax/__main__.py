@@ -27,6 +27,8 @@ from smoothjax.transform import Explainer, keyed
 if TYPE_CHECKING:
     from smoothjax.zoo import Network
 
+# Named here too, so that --help works without the zoo.
+MODELS = ("efficientnet-lite0", "efficientnet-lite2")
 DEFAULT_METHODS = "saliency,smoothgrad,noisegrad,fusiongrad,adaptgrad"
 NUM_TOP = 5
 DPI = 110
@@ -155,6 +157,15 @@ METHODS: dict[str, Callable[[Any, int], Method]] = {
     "sobol": lambda net, _: Method(sj.sobol(net.score), {"cells": "8 x 8", "designs": 32}),
     "hsic": lambda net, _: Method(sj.hsic(net.score), {"cells": "8 x 8", "masks": 500}),
 }
+IGNORE_SAMPLES = (
+    "saliency",
+    "input_times_gradient",
+    "gradcam",
+    "gradcam_plus_plus",
+    "occlusion",
+    "sobol",
+    "hsic",
+)
 
 
 def _with_prediction(net: "Network", explain: Explainer) -> Explainer:
@@ -208,9 +219,16 @@ def class_index(label: str, class_names: tuple[str, ...]) -> int:
     if len(found) > 1:
         raise UserError(f"--label: {label!r} is the name of several classes; give one of {found}")
     if not found:
-        close = ", ".join(difflib.get_close_matches(wanted, names))
+        close = ", ".join(close_names(wanted, names))
         raise UserError(f"--label: no class {label!r}" + (f"; close are {close}" if close else ""))
     return found[0]
+
+
+def close_names(wanted: str, names: list[str]) -> list[str]:
+    """Returns a few names to suggest: those with the same words, then those spelled alike."""
+    words = set(wanted.split())
+    with_words = [name for name in names if words and words.issubset(name.split())]
+    return list(dict.fromkeys([*with_words, *difflib.get_close_matches(wanted, names)]))[:5]
 
 
 def output_files(photo: str, folder: pathlib.Path, taken: set[str]) -> list[pathlib.Path]:
@@ -306,20 +324,18 @@ def explain_photos(args: argparse.Namespace) -> bool:
     probabilities = jax.jit(lambda params, x: jax.nn.softmax(net.apply(params, x[None])[0]))
     # One key for all, so that a map does not depend on what else is asked for.
     key = jax.random.key(args.seed)
-    photos = args.photos or [DEFAULT_PHOTO]
+    # All are opened first: what cannot be done is said before what takes long.
+    inputs = [] if args.photos else [(DEFAULT_PHOTO, net.preprocess(skimage.data.chelsea()))]
+    for photo in args.photos:
+        try:
+            inputs.append((photo, net.preprocess(zoo.open_photo(photo))))
+        except zoo.PhotoError as error:
+            print(f"smoothjax: error: {error}", file=sys.stderr)
+    all_done = len(inputs) >= len(args.photos)
     taken = set(map(identity, args.photos))  # no photo is ever overwritten
     compiled = {}
-    all_done = True
-    with tqdm(total=len(photos) * len(methods), unit="map") as bar:
-        for photo in photos:
-            try:
-                pixels = zoo.open_photo(photo) if args.photos else skimage.data.chelsea()
-            except zoo.PhotoError as error:
-                bar.write(f"smoothjax: error: {error}", file=sys.stderr)
-                bar.total -= len(methods)
-                all_done = False
-                continue
-            x = net.preprocess(pixels)
+    with tqdm(total=len(inputs) * len(methods), unit="map", disable=not inputs) as bar:
+        for photo, x in inputs:
             chances = np.asarray(probabilities(net.params, x))
             top = np.argsort(-chances)[:NUM_TOP].tolist()
             label = top[0] if explained is None else explained
@@ -392,7 +408,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command, and returns its exit status: 0, or 2 if anything asked for is missing."""
     parser = argparse.ArgumentParser(prog="python -m smoothjax", description=__doc__)
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="default: scikit-image's cat")
-    parser.add_argument("--model", default="efficientnet-lite0", help="default: %(default)s")
+    parser.add_argument(
+        "--model", default=MODELS[0], help=f"{' or '.join(MODELS)}; default: %(default)s"
+    )
     parser.add_argument(
         "--methods",
         default=DEFAULT_METHODS,
@@ -401,10 +419,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--label", help="name or index of the class to explain; default: the top-1")
     parser.add_argument(
-        "--samples", default=50, type=integer(2), help="draws per map; default: %(default)s"
+        "--samples",
+        default=50,
+        type=integer(2),
+        help="draws or steps per map; rise takes 20 masks for each, fusiongrad about the square "
+        f"root of weight and of input draws; no effect on {', '.join(IGNORE_SAMPLES)}; "
+        "default: %(default)s",
     )
     parser.add_argument("--seed", default=0, type=integer(0), help="default: %(default)s")
-    parser.add_argument("--out", default="smoothjax-out", type=pathlib.Path, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        default="smoothjax-out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of the pictures and the JSON files; default: %(default)s",
+    )
     args = parser.parse_args(argv)
     try:
         return 0 if explain_photos(args) else 2

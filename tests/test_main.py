@@ -12,6 +12,7 @@ import smoothjax as sj
 from smoothjax import __main__ as command
 from smoothjax import zoo
 from smoothjax.reductions import mean_and_stderr, relative_error, stack
+from smoothjax.zoo.network import _TABLE
 
 SIZE = 32
 NAMES = ("cat", "dog", "crane", "crane", "Great Dane", "hen", "owl", "fox", "yak", "bee")
@@ -98,10 +99,11 @@ def predicted(net, photo):
 
 
 def the_error_line(capsys):
-    """The one line of stderr, progress bars aside."""
-    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
-    (line,) = [line for line in lines if "map" not in line.split("[")[-1] and line.strip()]
+    """The one line of all that was printed."""
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
     assert line.startswith("smoothjax: error: ")
+    assert captured.out == ""
     return line
 
 
@@ -290,8 +292,17 @@ def test_an_unreadable_photo_does_not_stop_the_others(net, out, photo, tmp_path,
     assert run(*args) == 2
     assert files(out) == ["photo.json", "photo.png"]
     errors = capsys.readouterr().err
-    assert errors.count("smoothjax: error: ") == 3
+    # Before anything that takes long.
+    assert [line[:18] for line in errors.splitlines()[:3]] == 3 * ["smoothjax: error: "]
     assert repr(str(bad)) in errors
+    assert "saliency: 100%" in errors
+    assert "1/1" in errors
+
+
+def test_without_a_photo_there_is_no_progress_bar(net, out, tmp_path, capsys):
+    assert run(tmp_path / "missing.png", "--out", out) == 2
+    assert "missing.png" in the_error_line(capsys)
+    assert files(out) == []
 
 
 @pytest.mark.parametrize(
@@ -304,20 +315,39 @@ def test_an_unreadable_photo_does_not_stop_the_others(net, out, photo, tmp_path,
         (["--methods", ""], "unknown ''"),
         (["--label", "10"], "0 to 9; got 10"),
         (["--label", "great dan"], "no class 'great dan'; close are great dane"),
-        (["--label", "zzzzzz"], "no class 'zzzzzz'"),
+        (["--label", "zzzzzz"], "no class 'zzzzzz'\n"),
+        (["--label", "dane"], "no class 'dane'; close are great dane, crane\n"),
+        (["--label", "DOC"], "no class 'DOC'; close are dog\n"),
+        (["--label", " "], "no class ' '\n"),
         (["--label", "-1"], "no class '-1'"),
         (["--label", "Crane"], "several classes; give one of [2, 3]"),
     ],
 )
 def test_unknown_methods_and_labels(net, out, capsys, args, message):
     assert run(*args, "--out", out) == 2
-    assert message in the_error_line(capsys)
+    assert message in the_error_line(capsys) + "\n"
     assert not out.exists()
 
 
 def test_an_unknown_model(out, capsys):
     assert run("--model", "lenet", "--out", out) == 2
     assert "'lenet'" in the_error_line(capsys)
+
+
+def test_help_says_what_there_is_and_what_is_ignored(net, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stopped:
+        run("--help")
+    assert stopped.value.code == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"--model MODEL {' or '.join(_TABLE)}; default: efficientnet-lite0" in words
+    assert "default: smoothjax-out" in words
+    known = words.split("comma-separated, of ")[1].split(";")[0].split(", ")
+    assert known == list(command.METHODS)
+    ignoring = words.split("no effect on ")[1].split(";")[0].split(", ")
+    for name, method in command.METHODS.items():
+        # What the settings say is tested for those that have draws.
+        assert (name in ignoring) == (method(net, 4).settings == method(net, 9).settings)
 
 
 @pytest.mark.parametrize("args", [["--samples", "1"], ["--samples", "x"], ["--seed", "-1"]])
@@ -348,7 +378,7 @@ def test_what_fails_in_the_middle_leaves_no_file(net, out, photo, monkeypatch, c
     args = (photo, "--methods", "saliency", "--out", out)
     if isinstance(error, OSError):
         assert run(*args) == 2
-        assert "disk full" in the_error_line(capsys)
+        assert "smoothjax: error: disk full\n" in capsys.readouterr().err
     else:
         with pytest.raises(KeyboardInterrupt):
             run(*args)

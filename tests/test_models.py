@@ -1,4 +1,7 @@
-"""Bring your own model: the README's lines for each library, and a transformer on embeddings."""
+"""Bring your own model: the README's lines for each library, and a transformer on embeddings.
+
+Also its lines that split a network in two, for Grad-CAM and for noise at an inner layer.
+"""
 
 import equinox as eqx
 import jax
@@ -10,6 +13,7 @@ from flax import linen, nnx
 import smoothjax as sj
 
 X = jnp.linspace(-1.0, 1.0, 8)
+PHOTO = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 3)), jnp.float32)
 
 
 def plain():
@@ -157,3 +161,92 @@ def test_transformer_on_token_embeddings(key):
     )
     fused = jax.jit(sj.fusiongrad(sj.saliency(score), 0.05, 0.1))(key, params, x, 1)
     assert jnp.all(jnp.isfinite(fused["embedding"]))
+
+
+def split_linen():
+    class Network(linen.Module):
+        def setup(self):
+            self.conv = linen.Conv(4, (3, 3), strides=2)
+            self.norm = linen.BatchNorm(use_running_average=True)
+            self.classifier = linen.Dense(3)
+
+        def features(self, images):
+            return linen.relu(self.norm(self.conv(images)))
+
+        def head(self, activations):
+            return self.classifier(activations.mean((1, 2)))
+
+        def __call__(self, images):
+            return self.head(self.features(images))
+
+    model = Network()
+    variables = model.init(jax.random.key(0), PHOTO[None])
+
+    def features(params, x):
+        return model.apply({**variables, "params": params}, x[None], method="features")[0]
+
+    def head(params, activations, label):
+        outputs = model.apply({**variables, "params": params}, activations[None], method="head")
+        return outputs[0, label]
+
+    def score(params, x, label):
+        return model.apply({**variables, "params": params}, x[None])[0, label]
+
+    params = variables["params"]
+    return features, head, score, params, params["classifier"]["kernel"]
+
+
+def split_nnx():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+            self.classifier = nnx.Linear(4, 3, rngs=rngs)
+
+        def features(self, images):
+            return nnx.relu(self.norm(self.conv(images)))
+
+        def head(self, activations):
+            return self.classifier(activations.mean((1, 2)))
+
+        def __call__(self, images):
+            return self.head(self.features(images))
+
+    graph, params, state = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+
+    def features(params, x):
+        return nnx.merge(graph, params, state).features(x[None])[0]
+
+    def head(params, activations, label):
+        return nnx.merge(graph, params, state).head(activations[None])[0, label]
+
+    def score(params, x, label):
+        return nnx.merge(graph, params, state)(x[None])[0, label]
+
+    return features, head, score, params, params["classifier"]["kernel"][...]
+
+
+@pytest.mark.parametrize("split", [split_linen, split_nnx])
+def test_a_network_in_two(split, key):
+    """After global average pooling, a linear layer's weights say what Grad-CAM is."""
+    features, head, score, params, kernel = split()
+    label, places = 1, 4 * 3
+    activations = features(params, PHOTO)
+    assert activations.shape == (4, 3, 4)
+    np.testing.assert_allclose(
+        head(params, activations, label), score(params, PHOTO, label), rtol=1e-5
+    )
+
+    cam = np.maximum(np.asarray(activations) @ np.asarray(kernel)[:, label], 0) / places
+    assert cam.max() > 0
+    got = jax.jit(sj.gradcam(features, head, upsample=False))(params, PHOTO, label)
+    np.testing.assert_allclose(got[..., 0], cam, rtol=1e-4, atol=1e-6)
+
+    # The head is linear, so that its gradient does not notice noise on the activations.
+    explain = jax.jit(sj.smoothgrad(sj.saliency(head), num_samples=3))
+    inner = explain(key, params, activations, label)
+    np.testing.assert_allclose(
+        inner, np.broadcast_to(kernel[:, label] / places, (4, 3, 4)), rtol=1e-4
+    )
+    noisy = jax.jit(sj.noisegrad(sj.gradcam(features, head), 0.01, num_samples=4))
+    assert noisy(key, params, PHOTO, label).shape == (8, 6, 1)

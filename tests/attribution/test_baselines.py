@@ -68,7 +68,7 @@ def test_dtypes_and_pytrees(baseline):
 def test_a_masking_method_hides_behind_them(baseline):
     """Occlusion of single positions of a linear score is what each one differs by, weighted."""
     w, x = draw(6, 7, 2), draw(6, 7, 2)
-    explain = occlusion(lambda w, x: jnp.sum(w * x), 1, 1, baseline)
+    explain = jax.jit(occlusion(lambda w, x: jnp.sum(w * x), 1, 1, baseline))
     expected = np.sum(w * (x - baseline(jnp.asarray(x))), axis=-1)
     np.testing.assert_allclose(explain(w, x)[..., 0], expected, atol=1e-4)
 

@@ -68,20 +68,27 @@ def test_gradcam_plus_plus_of_places_with_different_gradients():
     np.testing.assert_allclose(got[..., 0], np.maximum(a @ weights, 0), rtol=1e-4, atol=1e-6)
 
 
-@each_method
-def test_upsampling_is_bilinear_and_optional(method):
-    def coarse(params, x):
-        return x[::2, ::2]
+def stretched(small, size):
+    """An axis of a map, stretched linearly: pixels are intervals, and the ends are held."""
+    centres = (np.arange(size) + 0.5) * len(small) / size - 0.5
+    return np.interp(centres, np.arange(len(small)), small)
 
-    x = jnp.asarray(np.random.default_rng(2).uniform(size=(6, 8, 5)), jnp.float32)
-    small = method(coarse, pooled_linear, upsample=False)(WEIGHTS, x, 1)
+
+@each_method
+@pytest.mark.parametrize("size", [(6, 8), (7, 11), (13, 4), (3, 4)])
+def test_upsampling_is_bilinear_and_optional(method, size):
+    def features(params, x):
+        return ACTIVATIONS + jnp.mean(x)
+
+    x = jnp.asarray(np.random.default_rng(2).uniform(size=(*size, 2)), jnp.float32)
+    small = method(features, pooled_linear, upsample=False)(WEIGHTS, x, 1)
     assert small.shape == (3, 4, 1)
-    large = method(coarse, pooled_linear)(WEIGHTS, x, 1)
-    assert large.shape == (6, 8, 1)
-    # Centres of the small pixels lie halfway between large ones: 1/4 and 3/4 of neighbours.
-    row = small[0, :, 0]
-    np.testing.assert_allclose(large[0, 1, 0], 0.75 * row[0] + 0.25 * row[1], rtol=1e-4)
-    np.testing.assert_allclose(large[0, 2, 0], 0.25 * row[0] + 0.75 * row[1], rtol=1e-4)
+    assert np.std(small) > 1e-3
+    large = method(features, pooled_linear)(WEIGHTS, x, 1)
+    assert large.shape == (*size, 1)
+    rows = np.stack([stretched(column, size[0]) for column in small[..., 0].T], axis=1)
+    expected = np.stack([stretched(row, size[1]) for row in rows])
+    np.testing.assert_allclose(large[..., 0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_gradcam_plus_plus_where_a_denominator_could_vanish():
@@ -95,14 +102,28 @@ def test_gradcam_plus_plus_where_a_denominator_could_vanish():
     np.testing.assert_allclose(got[..., 0], [[0.5, 0.5]], rtol=1e-6)
 
 
-@each_method
-def test_signals_and_keyword_arguments(method):
+@pytest.mark.parametrize("length", [4, 9])
+def test_signals_and_keyword_arguments(length):
+    """The formulas over an axis of 4 places, whose gradients are one number a channel."""
+
+    def features(params, x):
+        return ACTIVATIONS[0] + jnp.mean(x)
+
     def head(params, activations, *, label):
         return (jnp.mean(activations, axis=0) @ params)[label]
 
-    got = method(identity, head)(WEIGHTS, ACTIVATIONS[0], label=1)
-    assert got.shape == (4, 1)
-    assert got.max() > 0
+    x = jnp.linspace(-1.0, 1.0, 3 * length).reshape(length, 3)  # of mean 0
+    a, slope = np.asarray(ACTIVATIONS[0]), np.asarray(WEIGHTS)[:, 1] / 4
+    got = gradcam(features, head)(WEIGHTS, x, label=1)
+    assert got.shape == (length, 1)
+    small = np.maximum(a @ slope, 0)
+    np.testing.assert_allclose(got[:, 0], stretched(small, length), rtol=1e-4, atol=1e-6)
+
+    positive = np.maximum(slope, 0)
+    small = a @ (4 * positive / (2 + positive * a.sum(0)))
+    got = gradcam_plus_plus(features, head)(WEIGHTS, x, label=1)
+    assert got.shape == (length, 1)
+    np.testing.assert_allclose(got[:, 0], stretched(small, length), rtol=1e-4, atol=1e-6)
 
 
 @each_method
@@ -264,6 +285,12 @@ def test_the_zoo_splits_its_networks():
     assert activations.shape == (2, 2, 1280)
     assert activations.min() >= 0
     np.testing.assert_allclose(split, whole, rtol=1e-4)
+    # The README's noise at an inner layer, which the gradient of a linear head does not notice.
+    key, label = jax.random.key(0), 285
+    explain = jax.jit(sj.smoothgrad(sj.saliency(net.head)))
+    inner = explain(key, net.params, net.features(net.params, x), label)
+    kernel = net.params["classifier"]["kernel"][:, label]
+    np.testing.assert_allclose(inner, jnp.broadcast_to(kernel / 4, (2, 2, 1280)), rtol=1e-4)
     with pytest.raises(ValueError, match="from 0 to 999"):
         net.head(net.params, activations, 1000)
     with pytest.raises(ValueError, match=r"net\.features needs one x of shape"):
