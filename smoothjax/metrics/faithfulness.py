@@ -7,7 +7,8 @@ bounds, curves and their areas have none either, and examples with large logits 
 A feature is an entry of the attribution, and stands for all entries of x that it broadcasts to: of
 an attribution of shape (H, W), a pixel with all its channels. Signs count: the most important
 feature has the greatest value, not the greatest magnitude, and nothing here pools channels or takes
-absolute values. A constant attribution counts as one that says nothing, and a NaN in one gives NaN.
+absolute values. A constant attribution says nothing: its correlations are 0, and its features come
+in a random order that is always the same. One with a NaN gives NaN.
 """
 
 import inspect
@@ -26,7 +27,7 @@ from smoothjax.attribution.masking import PerAxis, _check_grid, _check_scalar, _
 from smoothjax.metrics.arguments import like_input, without_attribution
 from smoothjax.metrics.ranking import order
 from smoothjax.metrics.similarity import pearson, spearman
-from smoothjax.noise import additive, check_noise, is_inexact, levels, perturb, relative
+from smoothjax.noise import check_noise, is_inexact, levels, relative
 from smoothjax.transform import (
     Explainer,
     _signature_with_key,
@@ -520,9 +521,10 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
     check_noise(name, sigma, None, jax.random.normal)
 
     def perturbation(key, x):
-        nothing = jnp.zeros(x.shape, wide_dtype(x.dtype))
-        sigmas = levels(name, x, sigma, None)
-        return perturb(key, nothing, sigmas, jax.random.normal, additive)
+        (level,) = levels(name, x, sigma, None)
+        eps = jax.random.normal(key, x.shape, wide_dtype(x.dtype))
+        # Without the barrier XLA draws the same numbers again for each example of a batch.
+        return level * jax.lax.optimization_barrier(eps)
 
     return perturbation
 

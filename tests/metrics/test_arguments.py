@@ -90,4 +90,4 @@ def test_the_error_says_what_to_type_for_channels_first():
 
 def test_x_is_one_array():
     with pytest.raises(TypeError, match=r"some_metric.*got a dict"):
-        like_input(jnp.ones(3), {"x": jnp.ones(3)}, "some_metric")
+        like_input(jnp.ones(3), {"x": jnp.ones(3)}, "some_metric")  # pyright: ignore

@@ -6,6 +6,7 @@ import io
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -196,11 +197,12 @@ def test_curves_are_those_of_a_loop(layout):
         params = W[:, 0]
     baseline = np.float32(0.25)
     settings = {"num_steps": 4, "baseline": baseline, **settings}
-    ends = {deletion_curve: (x, baseline), insertion_curve: (baseline, x)}
-    for curve, (start, end) in ends.items():
+    makes = deletion_curve, insertion_curve
+    curves = jax.jit(lambda *args: [make(smooth, **settings)(*args) for make in makes])
+    ends = (x, baseline), (baseline, x)
+    for got, (start, end) in zip(curves(params, x, attribution), ends, strict=True):
         images = switched(start, end, features, importance, 4)
         expected = [float(smooth(params, image)) for image in images]
-        got = jax.jit(curve(smooth, **settings))(params, x, attribution)
         counts = [k * len(features) // 4 for k in range(5)]
         np.testing.assert_allclose(got.fraction, np.divide(counts, len(features)), rtol=1e-6)
         np.testing.assert_allclose(got.value, expected, atol=1e-6)
@@ -755,14 +757,18 @@ def test_half_precision(name):
 def test_double_precision(name):
     with jax.enable_x64(True):
         wide = [np.asarray(a, float) for a in (W, X, ATTRIBUTION)]
-        double = jax.jit(judge(name))(KEY, *wide)
-        assert double.dtype == jnp.float64
+        assert jax.eval_shape(judge(name), KEY, *wide).dtype == jnp.float64
         mixed = jax.eval_shape(judge(name), KEY, W, X, wide[2])
         assert mixed.shape == ()
-        if name == "infidelity":  # whose draws are others
-            assert infidelity(linear)(KEY, wide[0], wide[1], wide[0]) < 1e-24
-        else:
-            np.testing.assert_allclose(double, compiled(name)(KEY, W, X, ATTRIBUTION), atol=2e-5)
+
+
+def test_double_precision_is_that():
+    with jax.enable_x64(True):
+        w, x, attribution = (np.asarray(a, float) for a in (W, X, ATTRIBUTION))
+        assert infidelity(linear)(KEY, w, x, w) < 1e-24
+        total = np.sum(w * x)
+        curve = deletion_curve(linear, num_steps=2)(w, x, attribution)
+        np.testing.assert_allclose(curve.value[0], total, rtol=1e-14)
 
 
 @each_metric
@@ -787,6 +793,26 @@ def test_a_stochastic_score_gets_one_key_for_all_queries(name):
         scale = 1 + jax.random.uniform(KEY)
         np.testing.assert_allclose(got, scale * plain, rtol=1e-4)
         assert other != got
+
+
+def test_a_stochastic_score_does_not_share_its_key_with_the_draws():
+    @sj.stochastic
+    def drawn(key, params, x):
+        return jax.random.uniform(key) * jnp.sum(x)
+
+    shared = jax.random.uniform(KEY) * np.sum(X)
+    lost = infidelity(drawn, num_samples=1, perturbation=lambda key, x: x)(KEY, W, X, 0 * X)
+    assert abs(np.sqrt(lost) - abs(shared)) > 0.01
+    metric = mu_fidelity(drawn, grid=2, num_samples=2, baseline=X, similarity=pairs)
+    _, drops = metric(KEY, W, X, ATTRIBUTION)
+    assert abs(drops[0] + shared) > 0.01
+    assert drops[0] == drops[1]
+
+
+def test_a_curve_can_be_exported():
+    exported = jax.export.export(jax.jit(deletion_curve(linear, num_steps=2)))(W, X, W)
+    again = jax.export.deserialize(exported.serialize())
+    assert isinstance(jax.tree.unflatten(again.out_tree, [0, 0]), Curve)
 
 
 def test_curves_of_a_stochastic_score_are_of_one_draw():

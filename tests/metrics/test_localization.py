@@ -401,8 +401,8 @@ def test_distinct_classes_takes_all_if_asked(key):
     [
         (lambda: mosaic(np.ones((5, 2, 2)), (2, 3)), r"\(6, H, W, \.\.\.\).*\(5, 2, 2\)"),
         (lambda: mosaic(np.ones((6, 2)), (2, 3)), r"\(6, 2\)"),
-        (lambda: mosaic(np.ones((6, 2, 2)), 6), "pair"),
-        (lambda: mosaic(np.ones((6, 2, 2)), (1, 2, 3)), "pair"),
+        (lambda: mosaic(np.ones((6, 2, 2)), 6), "pair"),  # pyright: ignore
+        (lambda: mosaic(np.ones((6, 2, 2)), (1, 2, 3)), "pair"),  # pyright: ignore
         (lambda: mosaic(np.ones((6, 2, 2)), (0, 3)), "rows of the grid"),
         (lambda: cell_mask((4, 9), (2, 2), 0), r"2 x 2 cells.*\(4, 9\)"),
         (lambda: cell_mask((4,), (2, 2), 0), r"\(4,\)"),

@@ -369,7 +369,9 @@ def test_memory_does_not_grow_with_the_number_of_samples(key):
 
     def memory(num_samples):
         made = compiled(max_sensitivity, squared, num_samples=num_samples)
-        return made.lower(key, 1.0, X).compile().memory_analysis().temp_size_in_bytes
+        analysis = made.lower(key, 1.0, X).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert memory(1000) - memory(20) <= 4 * (1000 - 20) / 10
 
