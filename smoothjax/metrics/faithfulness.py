@@ -622,7 +622,7 @@ def residual_bits(image: jax.Array) -> jax.Array:
     `sum log2(1 + |v_ij - (v_(i-1)j + v_i(j-1)) / 2|)`: the lengths of what is left of each value
     when the mean of the ones above and to the left is taken off, as PNG's filters do. On photos
     whose pixels are restored onto a blurred image, its rank correlation with the size of a lossless
-    WebP or PNG file was 0.99 to 1, about that of the two files with each other.
+    WebP file was 0.97 to 1, and 0.99 on average, as that of PNG with WebP.
 
     Args:
       image: an array of shape (H, W) or (H, W, channels), from 0 to 255.
@@ -725,7 +725,7 @@ def information_curve(
         counts = np.arange(num_steps + 1) ** 2 * attribution.size // num_steps**2
         path = (baseline_like(baseline, x, name), x)
         scores, bits = _switch(name, observe, rank, counts, [path], chunk_size)
-        level = jnp.clip((bits - bits[0]) / (bits[-1] - bits[0]), 0, 1).astype(scores.dtype)
+        level = ((bits - bits[0]) / (bits[-1] - bits[0])).astype(scores.dtype)
         no_more = level[None, :] <= level[:, None]
         best = jnp.max(jnp.where(no_more, scores[None, :], -jnp.inf), axis=1)
         by_level = jnp.argsort(level)

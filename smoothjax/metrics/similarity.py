@@ -34,7 +34,7 @@ def spearman(a: Any, b: Any) -> jax.Array:
     Raises:
       TypeError, ValueError: if the maps are no real arrays of one shape.
 
-    Cost: two sorts of each map.
+    Cost: a sort of each map.
 
     >>> import jax.numpy as jnp
     >>> from smoothjax.metrics.similarity import spearman

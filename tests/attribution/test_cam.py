@@ -127,10 +127,22 @@ def test_signals_and_keyword_arguments(length):
 
 
 @each_method
-def test_the_map_is_nowhere_negative_and_keeps_its_dtype(method):
-    args = WEIGHTS.astype(jnp.bfloat16), ACTIVATIONS.astype(jnp.bfloat16), 0
-    got = method(identity, pooled_linear)(*args)
+def test_half_precision_is_summed_in_single_precision(method):
+    """And rounded once: the gradient has numbers of few bits, and so is exact."""
+
+    def head(params, activations):
+        return jnp.sum(activations @ jnp.asarray([0.5, 1.0, 1.5, 2.0, 3.0], activations.dtype))
+
+    activations = ACTIVATIONS.astype(jnp.bfloat16)
+    got = method(identity, head)(None, activations)
     assert got.dtype == jnp.bfloat16
+    exact = method(identity, head)(None, activations.astype(jnp.float32))
+    assert exact.max() > 1
+    np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
+
+
+@each_method
+def test_the_map_is_nowhere_negative(method):
     negative = method(identity, lambda params, a: -jnp.sum(a))(None, ACTIVATIONS)
     np.testing.assert_array_equal(negative, np.zeros((3, 4, 1)))
 
