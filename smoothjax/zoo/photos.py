@@ -29,11 +29,13 @@ def open_photo(path: str | os.PathLike[str]) -> np.ndarray:
     name = os.fspath(path)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of photos this large, and MAX_PIXELS already refuses them.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of what it can still open, such as odd metadata; MAX_PIXELS bounds sizes.
+            warnings.simplefilter("ignore")
             with Image.open(name, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise PhotoError(f"{image.width} x {image.height} pixels are over 100 million")
+                if 0 in image.size:
+                    raise PhotoError("it has no pixels")
                 return np.asarray(to_rgb(image))
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
