@@ -58,7 +58,7 @@ def seconds(run):
 def alternate(runs, repeats):
     """The times of each run, called in turn, so that other work on the machine weighs on all."""
     for run in runs.values():
-        run()
+        seconds(run)  # compiles, and waits, so that no timed run overlaps it
     times = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

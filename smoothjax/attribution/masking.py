@@ -259,9 +259,11 @@ def sobol(
     `chunk_size` of them and a number for each.
 
     Source: Fel et al. 2021, arXiv 2111.04138, with the grid and number of designs of the authors'
-    library Xplique. They take Sobol' sequences, but 32 points of 128 dimensions are no better than
-    independent ones: the root-mean-square error of an index, on five random networks of 64 inputs,
-    was 0.028 with either (scrambled), 0.025 with Latin hypercubes and 0.022 with these lattices.
+    library Xplique. They take Sobol' sequences, of which 32 points in 128 dimensions gain little:
+    root-mean-square errors of an index with lattices, Latin hypercubes and scrambled Sobol'
+    sequences were 0.022, 0.025 and 0.028 on five random networks, and 0.017, 0.021 and 0.019 on a
+    logit of EfficientNet-Lite0 (10 runs on one photo of 96 pixels). On its probability they were
+    0.048, 0.055 and 0.044, so there, and in three dimensions, Sobol' sequences are better.
 
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.attribution.sobol(
