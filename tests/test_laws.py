@@ -308,8 +308,8 @@ def test_adaptgrad_is_smoothgrad_with_adaptive_levels(explain, key, params):
 
 def test_the_arguments_are_not_changed(explain, key):
     params = {
-        "first": {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float32)},
-        "last": np.ones(4, np.float32),
+        "first": {"kernel": np.ones((3, 4), X.dtype), "bias": np.zeros(4, X.dtype)},
+        "last": np.ones(4, X.dtype),
     }
     before = jax.tree.map(np.copy, params)
     sj.noisegrad(explain, num_samples=3)(key, params, np.asarray(X))
