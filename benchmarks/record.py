@@ -55,13 +55,17 @@ def seconds(run):
     return time.perf_counter() - start
 
 
-def alternate(runs, repeats):
-    """The times of each run, called in turn, so that other work on the machine weighs on all."""
+def alternate(runs, repeats, pause=0.0):
+    """The times of each run, called in turn, so that other work on the machine weighs on all.
+
+    `pause` is in seconds, before each: the threads of another framework spin on when it is done.
+    """
     for run in runs.values():
         seconds(run)  # compiles, and waits, so that no timed run overlaps it
     times = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            time.sleep(pause)
             times[name].append(seconds(run))
     return times
 

@@ -24,8 +24,9 @@ STAGES = (
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 
 
-def _conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 1, stride: int = 1) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (size, size), stride, use_bias=False, rngs=rngs)
+def _pointwise(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A 1 x 1 convolution, as a product: on a CPU its gradient takes half as long as XLA's."""
+    return nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
 
 
 def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -57,11 +58,11 @@ class Block(nnx.Module):
         self.has_expand = expansion > 1
         self.has_skip = stride == 1 and inputs == outputs
         if self.has_expand:
-            self.expand = _conv(inputs, channels, rngs)
+            self.expand = _pointwise(inputs, channels, rngs)
             self.expand_norm = _norm(channels, rngs)
         self.depthwise = DepthwiseConv(channels, size, stride, rngs)
         self.depthwise_norm = _norm(channels, rngs)
-        self.project = _conv(channels, outputs, rngs)
+        self.project = _pointwise(channels, outputs, rngs)
         self.project_norm = _norm(outputs, rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -79,7 +80,7 @@ class EfficientNetLite(nnx.Module):
 
     def __init__(self, width: float, depth: float, rngs: nnx.Rngs):
         """Scales the stages' channels by width and their blocks by depth."""
-        self.stem = _conv(3, STEM_CHANNELS, rngs, size=3, stride=2)
+        self.stem = nnx.Conv(3, STEM_CHANNELS, (3, 3), 2, use_bias=False, rngs=rngs)
         self.stem_norm = _norm(STEM_CHANNELS, rngs)
         blocks, inputs = [], STEM_CHANNELS
         for number, (repeats, size, stride, expansion, channels) in enumerate(STAGES):
@@ -92,7 +93,7 @@ class EfficientNetLite(nnx.Module):
                 blocks.append(Block(inputs, outputs, size, step, expansion, rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
-        self.head = _conv(inputs, HEAD_CHANNELS, rngs)
+        self.head = _pointwise(inputs, HEAD_CHANNELS, rngs)
         self.head_norm = _norm(HEAD_CHANNELS, rngs)
         self.classifier = nnx.Linear(HEAD_CHANNELS, NUM_CLASSES, rngs=rngs)
 
@@ -157,12 +158,14 @@ def from_checkpoint(
       KeyError: if the checkpoint lacks a tensor.
     """
 
-    def tensor(path: tuple[Any, ...], _: Any) -> jax.Array:
-        *prefix, layer, variable = [str(entry.key) for entry in path]
+    def tensor(path: tuple[Any, ...], variable: Any) -> jax.Array:
+        *prefix, layer, name = [str(entry.key) for entry in path]
         prefix = [f"_{part}" if part == "blocks" else part for part in prefix]
-        value = tensors[".".join([*prefix, _LAYERS[layer], _VARIABLES[variable]])]
-        # PyTorch keeps (outputs, inputs, rows, columns), Flax (rows, columns, inputs, outputs).
-        return jax.numpy.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T)
+        value = tensors[".".join([*prefix, _LAYERS[layer], _VARIABLES[name]])]
+        # PyTorch keeps (outputs, inputs, rows, columns), Flax (rows, columns, inputs, outputs),
+        # and of 1 x 1 convolutions (inputs, outputs).
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        return jax.numpy.asarray(value.reshape(variable.shape))
 
     # Shapes only: random initial values would be thrown away.
     abstract = nnx.eval_shape(lambda: EfficientNetLite(width, depth, nnx.Rngs(0)))
