@@ -58,14 +58,14 @@ def fastest(functions, arguments, passes):
         return lambda: jax.block_until_ready(program(*arguments))
 
     runs = {size: runner(fun) for size, fun in functions.items()}
-    speeds = {size: passes / min(times) for size, times in alternate(runs, 2).items()}
+    speeds = {size: passes / min(times) for size, times in alternate(runs, 4).items()}
     best = max(speeds, key=speeds.__getitem__)
     return best, runs[best], speeds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--masks", type=int, default=64, help="a multiple of 16")
+    parser.add_argument("--masks", type=int, default=128, help="a multiple of 16")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 16], help="divide masks")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
