@@ -2,6 +2,7 @@
 
 from smoothjax import attribution as attribution
 from smoothjax import metrics as metrics
+from smoothjax import noise as noise
 from smoothjax import reductions as reductions
 from smoothjax import spectral as spectral
 from smoothjax.attribution import expected_gradients as expected_gradients

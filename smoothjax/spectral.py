@@ -26,6 +26,7 @@ from smoothjax.reductions import (
 )
 from smoothjax.transform import (
     Explainer,
+    axes_of,
     check_at_least,
     check_axes,
     check_callable,
@@ -600,13 +601,8 @@ def _sizes(shape, axes):
 
 
 def _axes_of(shape, axes, name):
-    """Returns `axes` counted from 0, or raises unless a map of that shape has them."""
-    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
-    if len(set(positive)) < len(axes):
-        raise ValueError(
-            f"{name}: axes {axes} must be different axes of each map, and one has shape {shape}. "
-            "Pool or reshape the map, or name its axes."
-        )
+    """Returns `axes` counted from 0, or raises unless a map of that shape has elements there."""
+    positive = axes_of(shape, axes, name)
     if 0 in _sizes(shape, positive):
         raise ValueError(f"{name}: a map of shape {shape} has no elements along axes {axes}.")
     return positive

@@ -126,7 +126,7 @@ def named(
         explain.__module__ = body.__module__
         doc = inspect.getdoc(fun)
         explain.__doc__ = f"{full_name}, made by smoothjax.{name}." + (f"\n\n{doc}" if doc else "")
-        honest = signature or _signature_with_key(fun, takes_key)
+        honest = signature or signature_with_key(fun, takes_key)
         if honest is not None:
             explain.__signature__ = honest  # pyright: ignore[reportFunctionMemberAccess]
         setattr(explain, _MARK, takes_key)
@@ -191,6 +191,17 @@ def check_axes(axes: Any, name: str) -> tuple[int, ...]:
     return axes
 
 
+def axes_of(shape: tuple[int, ...], axes: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Returns `axes` counted from 0, or raises unless an array of that shape has them."""
+    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
+    if len(set(positive)) < len(axes):
+        raise ValueError(
+            f"{name}: axes {axes} must be different axes of an array of shape {shape}. Type "
+            "axes=(0, 1) for images, axes=(0,) for signals and tabular data."
+        )
+    return positive
+
+
 def argument(args: tuple, argnum: int, name: str) -> PyTree:
     """Returns `args[argnum]`, or raises an error that says how arguments are counted."""
     if argnum >= len(args):
@@ -226,7 +237,8 @@ def _signature(fun: Callable) -> inspect.Signature | None:
         return None
 
 
-def _signature_with_key(fun: Callable, takes_key: bool) -> inspect.Signature | None:
+def signature_with_key(fun: Callable, takes_key: bool) -> inspect.Signature | None:
+    """Returns the signature of a function, with a key first if it takes one; None if not known."""
     signature = _signature(fun)
     if signature is None:
         return None

@@ -413,7 +413,7 @@ def test_wrong_axes_are_an_error_at_build_time(axes, error, message):
 @pytest.mark.parametrize("axes", [(0, 2), (0, -2), (-3,)])
 def test_axes_that_a_map_lacks_are_an_error(axes, key):
     x = random_map((4, 4))
-    with pytest.raises(ValueError, match=r"lowpass: axes .* one has shape \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"lowpass: axes .* of shape \(4, 4\)"):
         lowpass(identity, 2, axes=axes)(None, x)
     with pytest.raises(ValueError, match="power_spectrum: axes"):
         power_spectrum(x, axes)

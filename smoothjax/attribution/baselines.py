@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax.noise import is_inexact
-from smoothjax.transform import check_axes, wide_dtype
+from smoothjax.transform import axes_of, check_axes, wide_dtype
 
 PyTree = Any
 
@@ -94,17 +94,6 @@ def channel_mean(axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
         return jnp.mean(leaf, axes_of(leaf.shape, axes, "channel_mean"), keepdims=True)
 
     return _of_leaves(mean)
-
-
-def axes_of(shape: tuple[int, ...], axes: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """Returns `axes` counted from 0, or raises unless an x of that shape has them."""
-    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
-    if len(set(positive)) < len(axes):
-        raise ValueError(
-            f"{name}: axes {axes} must be different axes of x, and x has shape {shape}. Type "
-            "axes=(0,) for signals, or give another baseline."
-        )
-    return positive
 
 
 def _of_leaves(fun):

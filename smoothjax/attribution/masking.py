@@ -22,6 +22,7 @@ from smoothjax.reductions import Reduction
 from smoothjax.transform import (
     Explainer,
     argument,
+    axes_of,
     check_argnum,
     check_at_least,
     check_axes,
@@ -89,8 +90,8 @@ def occlusion(
     """
     name = "occlusion"
     masking = _masking(name, score, baseline, axes, argnum)
-    patch = _per_axis(patch, axes, f"{name}: patch")
-    stride = _per_axis(stride, axes, f"{name}: stride")
+    patch = check_per_axis(patch, axes, f"{name}: patch")
+    stride = check_per_axis(stride, axes, f"{name}: stride")
     if any(step > length for step, length in zip(stride, patch, strict=True)):
         raise ValueError(
             f"{name}: with a stride above the patch, no patch would cover some positions; got "
@@ -184,7 +185,7 @@ def rise(
     """
     name = "rise"
     masking = _masking(name, score, baseline, axes, argnum)
-    grid = _check_grid(grid, axes, name)
+    grid = check_grid(grid, axes, name)
     probability = _check_probability(probability, name)
     sampling.check_loop(name, num_samples, reduction, chunk_size, tolerance, sharding)
 
@@ -275,7 +276,7 @@ def sobol(
     """
     name = "sobol"
     masking = _masking(name, score, baseline, axes, argnum)
-    grid = _check_grid(grid, axes, name)
+    grid = check_grid(grid, axes, name)
     sampling.check_loop(name, num_designs, reductions.stack(), chunk_size, what="num_designs")
 
     @named(name, score, takes_key=True)
@@ -365,7 +366,7 @@ def hsic(
     """
     name = "hsic"
     masking = _masking(name, score, baseline, axes, argnum)
-    grid = _check_grid(grid, axes, name)
+    grid = check_grid(grid, axes, name)
     sampling.check_loop(name, num_samples, reductions.stack(), chunk_size)
     check_at_least(num_samples, 4, f"{name}: num_samples")
 
@@ -430,7 +431,7 @@ def _masking(name, score, baseline, axes, argnum):
             for one, mask in zip(maps, masks, strict=True):
                 mixed[one.place] = _mix(mask, leaves[one.place], hiding[one.place])
             value = inner(key, *replace(args, argnum, treedef.unflatten(mixed)), **kwargs)
-            return _check_scalar(value, name)
+            return check_scalar(value, name)
 
         def restore(values):
             tree = [np.zeros(np.shape(leaf), jax.dtypes.float0) for leaf in leaves]
@@ -445,12 +446,7 @@ def _masking(name, score, baseline, axes, argnum):
 
 def _map_of(leaf, place, axes, name):
     shape = np.shape(leaf)
-    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
-    if len(set(positive)) < len(axes):
-        raise ValueError(
-            f"{name}: axes {axes} must be different axes of x, and x has shape {shape}. Type "
-            "axes=(0,) for signals and tabular data, axes=(0, 1) for images."
-        )
+    positive = axes_of(shape, axes, name)
     spanned = tuple(size if axis in positive else 1 for axis, size in enumerate(shape))
     return _Map(spanned, positive, place)
 
@@ -568,8 +564,8 @@ def _hsic(visible, scores):
     return jnp.sum(signs * products, axis=0) / (2 * num * (num - 3))
 
 
-def _per_axis(values, axes, what):
-    """Returns a positive integer for each axis."""
+def check_per_axis(values: PerAxis, axes: Sequence[int], what: str) -> tuple[int, ...]:
+    """Returns a positive integer for each axis, or raises."""
     num_axes = len(tuple(axes))
     values = tuple(values) if isinstance(values, Sequence) else (values,) * num_axes
     if len(values) != num_axes:
@@ -579,8 +575,9 @@ def _per_axis(values, axes, what):
     return tuple(check_at_least(value, 1, what) for value in values)
 
 
-def _check_grid(grid, axes, name):
-    return None if grid is None else _per_axis(grid, axes, f"{name}: grid")
+def check_grid(grid: PerAxis | None, axes: Sequence[int], name: str) -> tuple[int, ...] | None:
+    """Returns the number of cells along each axis, or None, or raises."""
+    return None if grid is None else check_per_axis(grid, axes, f"{name}: grid")
 
 
 def _grid_of(one, grid, name):
@@ -604,7 +601,7 @@ def _check_probability(probability, name):
     return float(probability)
 
 
-def _check_scalar(value, name):
+def check_scalar(value: Any, name: str) -> jax.Array:
     """Returns a score in at least float32, or raises."""
     value = jnp.asarray(value)
     if value.shape != () or jnp.issubdtype(value.dtype, jnp.complexfloating):

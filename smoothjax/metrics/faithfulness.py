@@ -21,16 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions, sampling
-from smoothjax.attribution.baselines import axes_of, blur
+from smoothjax.attribution.baselines import blur
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.attribution.masking import PerAxis, _check_grid, _check_scalar, _per_axis
+from smoothjax.attribution.masking import PerAxis, check_grid, check_per_axis, check_scalar
 from smoothjax.metrics.arguments import like_input, without_attribution
 from smoothjax.metrics.ranking import order
 from smoothjax.metrics.similarity import pearson, spearman
 from smoothjax.noise import check_noise, is_inexact, levels, relative
 from smoothjax.transform import (
     Explainer,
-    _signature_with_key,
+    axes_of,
     check_argnum,
     check_at_least,
     check_axes,
@@ -40,6 +40,7 @@ from smoothjax.transform import (
     name_of,
     named,
     replace,
+    signature_with_key,
     wide_dtype,
 )
 
@@ -436,7 +437,7 @@ def mu_fidelity(
     if not 0 < subset < 1:
         raise ValueError(f"{name}: subset is a share of all cells, inside (0, 1); got {subset}.")
     axes = check_axes(axes, name)
-    grid = _check_grid(grid, axes, name)
+    grid = check_grid(grid, axes, name)
 
     def size_of(num_features):
         return max(1, round(subset * num_features))
@@ -742,7 +743,7 @@ _LEVELS = 100
 
 def _metric(name, score, argnum, takes_key):
     """A decorator as `named`, for a function of the score's arguments and an attribution."""
-    signature = _signature_with_key(score, takes_key)
+    signature = signature_with_key(score, takes_key)
     if signature is not None:
         place = check_argnum(argnum, name) + 1 + takes_key
         parameters = list(signature.parameters.values())
@@ -780,7 +781,7 @@ def _judging(name, score, argnum):
             )
 
         def query(changed):
-            return _check_scalar(inner(key, *replace(args, argnum, changed), **kwargs), name)
+            return check_scalar(inner(key, *replace(args, argnum, changed), **kwargs), name)
 
         return jnp.asarray(x), attribution, query
 
@@ -795,7 +796,7 @@ def _along(name, score, paths, finish, num_steps, patch, axes, argnum, chunk_siz
     """
     judging = _judging(name, score, argnum)
     axes = check_axes(axes, name)
-    patch = None if patch is None else _per_axis(patch, axes, f"{name}: patch")
+    patch = None if patch is None else check_per_axis(patch, axes, f"{name}: patch")
     sampling.check_loop(name, num_steps, reductions.stack(), chunk_size, what="num_steps")
 
     @_metric(name, score, argnum, is_stochastic(score))

@@ -685,7 +685,7 @@ BAD = [
         ValueError,
         r"axes \(0, 1\) must be .* shape \(3,\)\. Type axes=\(0,\)",
     ),
-    (lambda: occlusion(linear, axes=(0, -3))(W, X), ValueError, "must be different axes of x"),
+    (lambda: occlusion(linear, axes=(0, -3))(W, X), ValueError, "must be different axes"),
     (lambda: rise(linear)(KEY, SMALL, SMALL), ValueError, r"\(7, 7\) cells.*grid=None"),
     (lambda: sobol(linear)(KEY, SMALL, SMALL), ValueError, r"\(8, 8\) cells.*\(4, 4, 1\)"),
     (lambda: hsic(linear)(SMALL, SMALL), TypeError, "takes a PRNG key"),

@@ -1,0 +1,234 @@
+"""What `evaluate` returns: every score, and the tables, rankings and tests made of them."""
+
+import dataclasses
+import itertools
+import json
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.scipy.special import betainc
+
+from smoothjax.reductions import Estimate
+
+
+class Comparison(NamedTuple):
+    """A paired comparison of two neighbours in a ranking.
+
+    Attributes:
+      better: the explainer of the better mean.
+      worse: the next one.
+      difference: the mean over examples of the scores of `better` minus those of `worse`; where
+        scores are NaN, it may have another sign than that of the means.
+      stderr: the standard error of this mean.
+      p_value: of the paired t-test that it is 0, two-sided, times the number of pairs of
+        explainers, at most 1; NaN for fewer than two examples.
+      num_examples: how many examples both have a score on.
+      num_dropped: how many others there are: those where a score is NaN.
+    """
+
+    better: str
+    worse: str
+    difference: float
+    stderr: float
+    p_value: float
+    num_examples: int
+    num_dropped: int
+
+    @property
+    def differ(self) -> bool:
+        """Whether the difference is beyond chance: p_value < 0.05."""
+        return self.p_value < 0.05
+
+
+class Ranking(NamedTuple):
+    """The explainers by one metric, best first; its `str` is a list of them.
+
+    Attributes:
+      metric: the metric's name.
+      lower_is_better: its direction.
+      estimates: the mean score of each explainer, an `Estimate`, in the order of the ranking.
+      comparisons: of each explainer with the next one.
+    """
+
+    metric: str
+    lower_is_better: bool
+    estimates: dict[str, Estimate]
+    comparisons: list[Comparison]
+
+    def __str__(self) -> str:
+        """Returns a line for each explainer, which says how it differs from the one above."""
+        names, means = list(self.estimates), list(map(_plus_minus, self.estimates.values()))
+        widths = max(map(len, names)), max(map(len, means))
+        direction = "lower" if self.lower_is_better else "higher"
+        lines = [f"{self.metric}: {direction} is better; each is compared with the one above"]
+        for i, (name, mean) in enumerate(zip(names, means, strict=True)):
+            line = f"{i + 1:2d}. {name:{widths[0]}}  {mean:{widths[1]}}"
+            if i > 0:
+                test = self.comparisons[i - 1]
+                dropped = f", {test.num_dropped} dropped" if test.num_dropped else ""
+                line += "  differs" if test.differ else "  not shown to differ"
+                line += f" (p = {test.p_value:.2g}, n = {test.num_examples}{dropped})"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Every score of every example; its `str` is a table of their means in Markdown.
+
+    A score that is NaN stays NaN here. Means and tests leave it out and say over how many examples
+    they are.
+
+    Attributes:
+      scores: for each explainer, for each metric, a float64 array of shape (num_examples,).
+    """
+
+    scores: dict[str, dict[str, np.ndarray]]
+
+    def summary(self) -> dict[str, dict[str, Estimate]]:
+        """Returns for each explainer, for each metric, the mean over examples.
+
+        Each is an `Estimate(mean, stderr, num_samples)` over the scores that are not NaN. Its
+        standard error is NaN for fewer than two.
+        """
+        return _map(_mean, self.scores)
+
+    def __str__(self) -> str:
+        """Returns a Markdown table of mean and standard error, and n where some are NaN."""
+        rows = [["", *next(iter(self.scores.values()))]]
+        for explainer, row in self.scores.items():
+            rows.append(
+                [explainer, *(_cell(_mean(scores), len(scores)) for scores in row.values())]
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in rows)
+
+    def ranking(self, metric: str, *, lower_is_better: bool) -> Ranking:
+        """Returns the explainers from best to worst mean, each compared with the next.
+
+        Neighbours are compared by a paired t-test on the examples that both have a score on. It
+        takes their mean difference to be normal: beware of few examples with a few large scores.
+        Who are neighbours is known from the same scores, so p-values are Bonferroni's: times the
+        number of all pairs of explainers. They do not correct for looking at many metrics.
+
+        Args:
+          metric: its name.
+          lower_is_better: its direction, which its docstring gives.
+
+        Returns:
+          A `Ranking`. An explainer without a score is last.
+
+        Raises:
+          ValueError: if there is no such metric.
+        """
+        columns = {name: row.get(metric) for name, row in self.scores.items()}
+        if any(scores is None for scores in columns.values()):
+            known = list(next(iter(self.scores.values())))
+            raise ValueError(f"ranking: there is no metric {metric!r}; there are {known}.")
+        means = {name: _mean(scores) for name, scores in columns.items()}
+
+        def place(name):
+            mean = means[name].mean
+            return math.isnan(mean), mean if lower_is_better else -mean
+
+        order = sorted(columns, key=place)
+        num_pairs = math.comb(len(order), 2)
+        comparisons = [
+            _compare(better, worse, columns[better], columns[worse], num_pairs)
+            for better, worse in itertools.pairwise(order)
+        ]
+        return Ranking(metric, lower_is_better, {n: means[n] for n in order}, comparisons)
+
+    def to_json(self) -> str:
+        """Returns the scores as JSON, numbers that are not finite as strings like "NaN"."""
+        return json.dumps({"scores": _map(to_list, self.scores)}, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Evaluation":
+        """Returns the `Evaluation` that `to_json` wrote, exactly."""
+        return Evaluation(_map(to_array, json.loads(text)["scores"]))
+
+    def to_pandas(self) -> Any:
+        """Returns a `pandas.DataFrame` with a column for each metric.
+
+        Its index has the levels "explainer" and "example".
+
+        Raises:
+          ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas needs pandas: pip install pandas", name="pandas"
+            ) from error
+        frames = {name: pandas.DataFrame(row) for name, row in self.scores.items()}
+        return pandas.concat(frames, names=["explainer", "example"])
+
+    def plot(self) -> Any:
+        """Returns a `matplotlib.figure.Figure` of the means and their standard errors.
+
+        Raises:
+          ImportError: if matplotlib is not installed.
+        """
+        from smoothjax import plotting
+
+        return plotting.estimates(self.summary())
+
+
+def to_list(scores):
+    """Returns scores as JSON has them: numbers that are not finite as strings."""
+    return [x if math.isfinite(x) else str(x) for x in scores.tolist()]
+
+
+def to_array(values):
+    """Returns the array that `to_list` was given."""
+    return np.array([float(x) for x in values])
+
+
+def _map(fun, scores):
+    return {
+        explainer: {metric: fun(values) for metric, values in row.items()}
+        for explainer, row in scores.items()
+    }
+
+
+def _mean(scores) -> Any:
+    scores = scores[~np.isnan(scores)]
+    num: Any = len(scores)
+    with np.errstate(invalid="ignore"):  # of infinite scores the deviation is NaN
+        mean = scores.mean().item() if num else math.nan
+        stderr = scores.std(ddof=1).item() / math.sqrt(num) if num > 1 else math.nan
+    return Estimate(mean, stderr, num)
+
+
+def _compare(better, worse, scores, others, num_pairs):
+    with np.errstate(invalid="ignore"):
+        gaps = scores - others
+    gap, stderr, num = _mean(gaps)
+    if not stderr > 0:
+        chance = math.nan if math.isnan(stderr) else float(gap == 0)
+    else:
+        # The two-sided tail of Student's t beyond gap / stderr.
+        freedom = num - 1
+        with jax.enable_x64(True):
+            tail = betainc(freedom / 2, 0.5, freedom / (freedom + (gap / stderr) ** 2))
+        chance = min(1.0, num_pairs * float(tail))
+    return Comparison(better, worse, gap, stderr, chance, num, len(gaps) - num)
+
+
+def _cell(estimate, num):
+    count = f" (n = {estimate.num_samples})" if estimate.num_samples < num else ""
+    return _plus_minus(estimate) + count
+
+
+def _plus_minus(estimate):
+    """The mean and its error, to two digits of the error."""
+    mean, stderr, _ = estimate
+    if not 1e-4 < stderr < math.inf or abs(mean) > 1e6:
+        return f"{mean:.4g} ± {stderr:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(stderr)))
+    return f"{mean:.{digits}f} ± {stderr:.{digits}f}"
