@@ -197,7 +197,7 @@ def axes_of(shape: tuple[int, ...], axes: tuple[int, ...], name: str) -> tuple[i
     if len(set(positive)) < len(axes):
         raise ValueError(
             f"{name}: axes {axes} must be different axes of an array of shape {shape}. Type "
-            "axes=(0, 1) for images, axes=(0,) for signals and tabular data."
+            "axes=(0,) for signals and tabular data, axes=(0, 1) for images."
         )
     return positive
 
