@@ -622,7 +622,7 @@ def test_traces_do_not_grow_with_the_masks(method, key):
 
 
 def test_memory_is_bounded_by_the_chunk(key):
-    """A further mask costs a few numbers, not an image, and a mask of a chunk about an image and a map."""
+    """A further mask costs a few numbers, and a mask of a chunk about an image and its map."""
     x = jnp.ones((64, 64, 3))
     image = x.size * 4
 
@@ -642,7 +642,7 @@ def test_memory_is_bounded_by_the_chunk(key):
     ]:
         base = memory(method, 4, few)
         assert memory(method, 4, many) <= base + allowed
-        # An image and its map, a third of it: `rise` and `occlusion` keep a chunk's maps to sum them.
+        # `rise` and `occlusion` keep the maps of a chunk, to sum them: a third of an image.
         assert 0.4 * image < (memory(method, 16, few) - base) / 12 < 1.2 * image
 
 
