@@ -54,7 +54,7 @@ def gradient(model, inputs, targets, **_):
 
 
 def theirs(metric, maps=MAPS, **options):
-    np.random.seed(0)  # noqa: NPY002: what Quantus draws from
+    np.random.seed(0)  # noqa: NPY002 (what Quantus draws from)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         metric = metric(normalise=False, disable_warnings=True, return_aggregate=False, **options)
