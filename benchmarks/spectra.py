@@ -8,7 +8,7 @@ Three questions of the paper (arXiv 2307.09591), on photos that the network is s
 2. At which frequencies is a SmoothGrad map signal, and at which is it Monte-Carlo noise?
 3. How much does the filter gain, at its best cut-off, as draws are added, under each pooling?
 
-Gradient methods explain the logit and prediction-based ones the probability, as their papers do. The
+Gradient methods explain the logit, prediction-based ones the probability, as in their papers. The
 photos are an .npz with uint8 `images` (n, H, W, 3) and their ImageNet `labels`. Maps are kept under
 benchmarks/.cache by method and photo, so that a run that was interrupted goes on: delete them after
 a change of a method. Writes a record and a picture beside this file. An hour and a half on two
