@@ -43,6 +43,17 @@ class Reduction(NamedTuple):
     second_pass: "Callable[[PyTree], Reduction] | None" = None
 
 
+_SUMMARIES: list[type] = []
+
+
+def summary(cls: type) -> type:
+    """Marks a named tuple as an answer that no other transform may be handed, and exports it."""
+    jax.export.register_namedtuple_serialization(cls, serialized_name=f"smoothjax.{cls.__name__}")
+    _SUMMARIES.append(cls)
+    return cls
+
+
+@summary
 class Estimate(NamedTuple):
     """A Monte-Carlo mean with its standard error.
 
@@ -55,10 +66,6 @@ class Estimate(NamedTuple):
     mean: PyTree
     stderr: PyTree
     num_samples: jax.Array
-
-
-# So that a program that returns an Estimate can be exported.
-jax.export.register_namedtuple_serialization(Estimate, serialized_name="smoothjax.Estimate")
 
 
 def relative_error(estimate: Estimate) -> jax.Array:
@@ -173,15 +180,17 @@ def stack() -> Reduction:
 
 
 def check_no_estimate(draw: PyTree, name: str) -> None:
-    """Raises if a transform is handed an `Estimate`, whose standard error it would not carry on."""
+    """Raises if a transform is handed an `Estimate` or the like, which it would not carry on."""
 
-    def is_estimate(node):
-        return isinstance(node, Estimate)
+    def is_summary(node):
+        return isinstance(node, tuple(_SUMMARIES))
 
-    if any(map(is_estimate, jax.tree.leaves(draw, is_leaf=is_estimate))):
+    for node in filter(is_summary, jax.tree.leaves(draw, is_leaf=is_summary)):
+        kind = type(node).__name__
         raise TypeError(
-            f"{name} was handed an Estimate. mean_and_stderr() belongs to the outermost transform "
-            "only: give the inner one reduction=mean() (the default)."
+            f"{name} was handed {'an' if kind[0] in 'AEIOU' else 'a'} {kind}. The reduction to it "
+            "belongs to the outermost transform only: give the inner one reduction=mean() (the "
+            "default)."
         )
 
 

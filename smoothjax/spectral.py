@@ -22,6 +22,7 @@ from smoothjax.reductions import (
     abs2,
     check_no_estimate,
     mean_and_stderr,
+    summary,
     variance_of_mean,
 )
 from smoothjax.transform import (
@@ -150,7 +151,9 @@ def forgrad(
     """Returns an explainer of FORGrad: `|lowpass(|mean over channels of explain(...)|)|`.
 
     The absolute value comes before the filter, as in the paper, so that neighbours of opposite sign
-    add up instead of cancelling. All axes but the channels are filtered.
+    add up instead of cancelling. All axes but the channels are filtered. Of a map that was pooled
+    already, an (H, W) for instance, the last axis would be taken for the channels: type
+    `channel_axis=None`.
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
@@ -186,7 +189,11 @@ def forgrad(
         leaf = _check_map(leaf, "forgrad")
         pooled = leaf.astype(wide_dtype(leaf.dtype))
         if channel_axis is not None:
-            _axes_of(leaf.shape, (channel_axis,), "forgrad: channel_axis")
+            if leaf.ndim < 2 or not -leaf.ndim <= channel_axis < leaf.ndim:
+                raise ValueError(
+                    f"forgrad: a map of shape {leaf.shape} has no channel axis {channel_axis} "
+                    "beside axes to filter. Type channel_axis=None for maps without channels."
+                )
             pooled = jnp.mean(pooled, axis=channel_axis)
         axes = _check_axes(range(pooled.ndim), "forgrad")
         filtered = _filter(jnp.abs(pooled), cutoff, axes, window, "forgrad")
@@ -233,6 +240,7 @@ def power_spectrum(attribution: PyTree, axes: Axes = (0, 1)) -> PyTree:
     return jax.tree.map(of_map, attribution)
 
 
+@summary
 class SignalAndNoise(NamedTuple):
     """Where in the spectrum a Monte-Carlo mean is signal, and where it is noise.
 
@@ -336,6 +344,7 @@ def wiener(axes: Axes = (0, 1)) -> Reduction:
     return _of_spectra(axes, finish, "wiener")
 
 
+@summary
 class CutoffSearch(NamedTuple):
     """How faithful the maps are at each cut-off, and which cut-off to take.
 
@@ -348,7 +357,7 @@ class CutoffSearch(NamedTuple):
       best: the cut-off of the highest mean, the first of equals; NaN if a mean is NaN.
       parsimonious: the smallest cut-off, so the most filtering, whose mean is within one paired
         standard error of the best.
-      flat: whether no cut-off can be told from the best: a bool.
+      flat: whether no cut-off can be told from the best: a bool, True where a score is NaN.
     """
 
     cutoffs: jax.Array
@@ -463,7 +472,7 @@ def _choose(cutoffs, scores):
     freedom = jnp.asarray(num - 1, gap.dtype)
     ratio = freedom / (freedom + (gap / error) ** 2)
     chance = jnp.where(gap == 0, 1, betainc(freedom / 2, jnp.full_like(freedom, 0.5), ratio))
-    flat = jnp.min(chance) * (tried * (tried - 1) / 2) > 0.05
+    flat = ~(jnp.min(chance) * (tried * (tried - 1) / 2) <= 0.05)  # also where a score is NaN
     return CutoffSearch(cutoffs, mean, stderr, scores, known[top], parsimonious, flat)
 
 
@@ -538,8 +547,8 @@ def _filter(leaf, cutoff, axes, window, name):
     axes = _axes_of(leaf.shape, axes, name)
     sizes = _sizes(leaf.shape, axes)
     radius = _radii(sizes)
+    dtype = wide_dtype(leaf.dtype)
     if isinstance(cutoff, Tracer):
-        dtype = wide_dtype(leaf.dtype)
         radius, cutoff = radius.astype(dtype), cutoff.astype(dtype)
     gain = window(radius, cutoff)
     if jnp.shape(gain) != radius.shape:
@@ -549,6 +558,8 @@ def _filter(leaf, cutoff, axes, window, name):
         )
     if isinstance(gain, np.ndarray) and np.all(gain == 1):
         return leaf  # exactly, where the transform and back would round
+    if isinstance(cutoff, Tracer):  # too late for an error
+        gain = jnp.where(cutoff >= 0, jnp.asarray(gain).astype(dtype), jnp.nan)
     spectrum = _transform(leaf, axes)
     gain = jnp.expand_dims(jnp.asarray(gain, spectrum.dtype), range(len(axes), leaf.ndim))
     return _inverse(spectrum * gain, sizes, axes).astype(leaf.dtype)
@@ -609,7 +620,7 @@ def _axes_of(shape, axes, name):
 
 
 def _check_map(leaf, name):
-    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    leaf = jnp.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise TypeError(
             f"{name} takes maps of real floating-point numbers; got one of dtype {leaf.dtype}. "

@@ -33,6 +33,7 @@ TRANSFORMS = {
     "pool": lambda explain: sj.pool(sj.smoothgrad(explain), jnp.sum),
     "lowpass": lambda explain: sj.lowpass(sj.smoothgrad(explain), 1.0),
     "forgrad": lambda explain: sj.forgrad(sj.smoothgrad(explain), 1.0),
+    "signal and noise": functools.partial(sj.smoothgrad, reduction=sj.spectral.signal_and_noise()),
     "wiener": functools.partial(sj.smoothgrad, reduction=sj.spectral.wiener()),
 }
 

@@ -19,7 +19,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from smoothjax.transform import Explainer, check_callable, is_stochastic, name_of, named, wide_dtype
+from smoothjax.attribution.masking import check_scalar
+from smoothjax.transform import (
+    Explainer,
+    check_callable,
+    is_stochastic,
+    keyed,
+    name_of,
+    named,
+    wide_dtype,
+)
 
 Features = Callable[..., jax.Array]
 
@@ -120,19 +129,29 @@ def _weighted_activations(name, features, head, upsample, weights):
                 f"{name} returns instead, like noisegrad({name}(features, head))."
             )
 
+    inner = keyed(head)
+
     def score(params, x, *rest, **kwargs):
         return head(params, features(params, x), *rest, **kwargs)
 
     @named(name, head, takes_key=False, signature=inspect.signature(score))
     def explain(key, params, x, *rest, **kwargs):
         del key
-        activations = jnp.asarray(features(params, x))
-        if activations.ndim < 2 or not jnp.issubdtype(activations.dtype, jnp.floating):
+        activations = features(params, x)
+        dtype = getattr(activations, "dtype", None)
+        if dtype is None or activations.ndim < 2 or not jnp.issubdtype(dtype, jnp.floating):
+            got = (
+                f"shape {activations.shape} and dtype {dtype}" if dtype else f"{activations!r:.80}"
+            )
             raise ValueError(
                 f"{name}: features must return real floating-point activations (h, w, channels) of "
-                f"one example; got shape {activations.shape} and dtype {activations.dtype}."
+                f"one example; got {got}."
             )
-        gradient = jax.grad(lambda a: head(params, a, *rest, **kwargs))(activations)
+
+        def score_of(activations):
+            return check_scalar(inner(None, params, activations, *rest, **kwargs), name)
+
+        gradient = jax.grad(score_of)(activations)
         wide = wide_dtype(activations.dtype)
         a, g = activations.astype(wide), gradient.astype(wide)
         total = jnp.sum(weights(a, g) * a, axis=-1, keepdims=True)

@@ -115,13 +115,17 @@ def occlusion(
                 for one, along, first, count in zip(maps, starts, firsts, counts, strict=True)
             ]
             drop = whole - query(key, [1 - mask for mask in hidden])
-            return [drop * mask.astype(drop.dtype) for mask in hidden], hidden
+            # Not a product: a NaN behind one patch would be everywhere.
+            return [jnp.where(mask == 1, drop, 0) for mask in hidden]
 
-        drops, covered = sampling.accumulate(
+        means = sampling.accumulate(
             occlude, name=name, num=sum(counts), reduction=reductions.mean(), chunk_size=chunk_size
         )
-        # The means are over all patches: their ratio is the mean over those that cover a position.
-        return restore([d / c.astype(d.dtype) for d, c in zip(drops, covered, strict=True)])
+        # From means over all patches to means over those that cover a position.
+        shares = [
+            _cover(one, along, patch) / sum(counts) for one, along in zip(maps, starts, strict=True)
+        ]
+        return restore([m / jnp.asarray(s, m.dtype) for m, s in zip(means, shares, strict=True)])
 
     return explain
 
@@ -239,7 +243,8 @@ def sobol(
       score: a function `score(params, x, *rest)` that returns a scalar; or a stochastic one, which
         then gets the same key for every mask.
       baseline: what hides, in the grammar of `occlusion`.
-      num_designs: the number of rows of A and of B.
+      num_designs: the number of rows of A and of B, 2 or more. The index of a cell is a ratio of
+        two estimates: of a few rows it has no useful mean.
       grid: how many cells along each axis, as in `rise`. Cells are as equal as whole positions
         allow, and all positions of a cell get its index.
       axes: the axes of x that the grid spans, as in `occlusion`.
@@ -257,7 +262,7 @@ def sobol(
       TypeError, ValueError: as `rise` does.
 
     Cost: `num_designs * (cells + 2)` evaluations of the score, by default 2,112; the memory of
-    `chunk_size` of them and a number for each.
+    `chunk_size` of them, a number for each, and the designs, 4 `num_designs` numbers for each cell.
 
     Source: Fel et al. 2021, arXiv 2111.04138, with the grid and number of designs of the authors'
     library Xplique. They take Sobol' sequences, of which 32 points in 128 dimensions gain little:
@@ -277,6 +282,7 @@ def sobol(
     name = "sobol"
     masking = _masking(name, score, baseline, axes, argnum)
     grid = check_grid(grid, axes, name)
+    check_at_least(num_designs, 2, f"{name}: num_designs")
     sampling.check_loop(name, num_designs, reductions.stack(), chunk_size, what="num_designs")
 
     @named(name, score, takes_key=True)
@@ -423,6 +429,7 @@ def _masking(name, score, baseline, axes, argnum):
         x = argument(args, argnum, name)
         check_has_inexact(x, name)
         leaves, treedef = jax.tree.flatten(x)
+        leaves = [jnp.asarray(leaf) if is_inexact(leaf) else leaf for leaf in leaves]
         hiding = jax.tree.leaves(baseline_like(baseline, x, name))
         maps = [_map_of(leaf, i, axes, name) for i, leaf in enumerate(leaves) if is_inexact(leaf)]
 
@@ -454,7 +461,10 @@ def _map_of(leaf, place, axes, name):
 def _mix(mask, leaf, hiding):
     wide = wide_dtype(leaf.dtype)
     mask, shown, hiding = (jnp.asarray(a).astype(wide) for a in (mask, leaf, hiding))
-    return (mask * shown + (1 - mask) * hiding).astype(leaf.dtype)
+    mixed = mask * shown + (1 - mask) * hiding
+    # What is infinite times 0 would be NaN.
+    mixed = jnp.where(mask == 1, shown, jnp.where(mask == 0, hiding, mixed))
+    return mixed.astype(leaf.dtype)
 
 
 def _patch_starts(one, patch, stride, name):
@@ -482,6 +492,16 @@ def _patch(one, starts, patch, i, count):
         past = jax.lax.broadcasted_iota(jnp.int32, one.shape, axis) - start
         inside &= (0 <= past) & (past < length)
     return inside.astype(jnp.float32)
+
+
+def _cover(one, starts, patch):
+    """How many patches cover each position."""
+    cover = np.ones(one.shape)
+    for axis, along, length in zip(one.axes, starts, patch, strict=True):
+        past = np.arange(one.shape[axis])[:, None] - along
+        count = np.sum((0 <= past) & (past < length), axis=1)
+        cover *= np.expand_dims(count, [other for other in range(cover.ndim) if other != axis])
+    return cover
 
 
 def _random_mask(key, one, grid, probability):

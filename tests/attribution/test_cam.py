@@ -265,7 +265,21 @@ BAD = [
         ValueError,
         "real floating-point activations.*dtype int32",
     ),
-    (lambda: gradcam(identity, identity)(None, ACTIVATIONS), TypeError, "scalar"),
+    (
+        lambda: gradcam(lambda p, x: {"layer": x}, pooled_linear)(None, ACTIVATIONS),
+        ValueError,
+        "activations.*got {'layer'",
+    ),
+    (
+        lambda: gradcam(identity, identity)(None, ACTIVATIONS),
+        TypeError,
+        "gradcam explains a score that is a real scalar",
+    ),
+    (
+        lambda: gradcam(identity, lambda key, p, a: jnp.sum(a))(None, ACTIVATIONS),
+        TypeError,
+        "smoothjax.stochastic",
+    ),
     (
         lambda: gradcam(lambda p, x: ACTIVATIONS, pooled_linear)(WEIGHTS, jnp.ones(7), 0),
         ValueError,
