@@ -307,6 +307,7 @@ def main():
     parser.add_argument("--photos", type=pathlib.Path, required=True)
     parser.add_argument("--num", type=int, default=24, help="photos for the first network")
     parser.add_argument("--num-second", type=int, default=8, help="photos for the second")
+    parser.add_argument("--num-draws", type=int, default=24, help="photos for the study of draws")
     arguments = parser.parse_args()
 
     net = zoo.load("efficientnet-lite0")
@@ -315,7 +316,8 @@ def main():
     second = zoo.load("efficientnet-lite2")
     _, compared_second = compare_methods(second, arguments.num_second, arguments.photos)
     rings = locate_signal(net, xs, labels)
-    draws = study_draws(net, xs, labels)
+    num = arguments.num_draws
+    draws = study_draws(net, xs[:num], labels[:num])
     draw_picture(curves, rings, draws["rows"], HERE / "spectra.png")
     write_record(
         HERE / "spectra.json",
