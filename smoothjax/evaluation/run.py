@@ -65,7 +65,8 @@ def evaluate(
         `(xs, labels)`; or an iterable, of any length, of one tuple `(x, *rest)` for each example.
         All of `rest` goes to every explainer and metric.
       key: a typed PRNG key; unused if nothing is stochastic.
-      batch_size: how many examples are judged at once; memory and speed only.
+      batch_size: how many examples are judged at once; memory and speed only. The memory is that of
+        `batch_size` times the metric's `chunk_size` times the explainer's `chunk_size` at once.
       progress: whether to show a bar with the time left (for an iterable without a length: the time
         taken). It needs tqdm; if that is not installed, none is shown.
       path: if given, a file that gets each batch of scores as soon as it is known, as lines of
