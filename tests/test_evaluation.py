@@ -640,6 +640,24 @@ def test_pairs_with_nan_are_dropped_and_counted():
     assert (test.num_examples, test.num_dropped) == (3, 2)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_against_the_order_of_the_means_is_none(sign):
+    """b is better on each example that it has a score on, but has none on the easy ones."""
+    a = sign * np.array([5.0, 6.1, 7.2, 8.1, 0, 0, 0, 0])
+    b = sign * np.array([4.0, 5.0, 6.0, 7.0, math.nan, math.nan, math.nan, math.nan])
+    ranking = evaluation(a=a, b=b).ranking("m", lower_is_better=sign == 1)
+    (test,) = ranking.comparisons
+    assert (test.better, test.worse) == ("a", "b")
+    assert test.p_value == pytest.approx(stats.ttest_rel(a[:4], b[:4]).pvalue)
+    assert test.p_value < 0.05
+    assert not test.agrees
+    assert not test.differ
+    line = str(ranking).splitlines()[-1]
+    assert "the other way round on the shared examples (p = 0.00011, n = 4, 4 dropped)" in line
+    swapped = evaluation(a=a[:4], b=b[:4]).ranking("m", lower_is_better=sign == 1)
+    assert swapped.comparisons[0].differ
+
+
 @pytest.mark.parametrize(
     ("a", "b", "p_value"),
     [
