@@ -177,7 +177,7 @@ def insertion_curve(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    baseline: Any = _BLURRED,
+    baseline: Any = None,
     axes: Axes = (0, 1),
     argnum: int = 1,
     chunk_size: int = 1,
@@ -193,10 +193,10 @@ def insertion_curve(
       num_steps: the number of steps.
       patch: as in `deletion_curve`.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
-        `blur(10)`, for photos of about 224 pixels. The blur of the source, of 11 x 11 pixels,
+        `blur(10, axes)`, for photos of about 224 pixels. The blur of the source, of 11 x 11 pixels,
         leaves EfficientNet-Lite0 29 % of its probability on photos that it is sure of; this one
         leaves it 1 %.
-      axes: as in `deletion_curve`.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: as in `deletion_curve`.
       chunk_size: as in `deletion_curve`.
 
@@ -223,7 +223,7 @@ def insertion_curve(
     return _along(
         "insertion_curve",
         score,
-        lambda x, like: [(like(baseline), x)],
+        lambda x, like: [(like(_blurred(baseline, axes)), x)],
         lambda curve: curve,
         *settings,
     )
@@ -278,7 +278,7 @@ def insertion(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    baseline: Any = _BLURRED,
+    baseline: Any = None,
     axes: Axes = (0, 1),
     argnum: int = 1,
     chunk_size: int = 1,
@@ -289,8 +289,8 @@ def insertion(
       score: as in `insertion_curve`, and so are all settings.
       num_steps: the number of steps.
       patch: the length of a patch; None for single features.
-      baseline: what x is restored onto; by default x blurred by `blur(10)`.
-      axes: the axes of x that patches span.
+      baseline: what x is restored onto; by default x blurred by `blur(10, axes)`.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -315,7 +315,9 @@ def insertion(
     4.5
     """
     settings = (num_steps, patch, axes, argnum, chunk_size)
-    return _along("insertion", score, lambda x, like: [(like(baseline), x)], _area, *settings)
+    return _along(
+        "insertion", score, lambda x, like: [(like(_blurred(baseline, axes)), x)], _area, *settings
+    )
 
 
 def insertion_minus_deletion(
@@ -323,7 +325,7 @@ def insertion_minus_deletion(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    insertion_baseline: Any = _BLURRED,
+    insertion_baseline: Any = None,
     deletion_baseline: Any = 0.0,
     axes: Axes = (0, 1),
     argnum: int = 1,
@@ -338,10 +340,10 @@ def insertion_minus_deletion(
       score: as in `deletion_curve`, and so are the other settings.
       num_steps: the number of steps of each curve.
       patch: the length of a patch; None for single features.
-      insertion_baseline: what x is restored onto; by default x blurred by `blur(10)`, as in
+      insertion_baseline: what x is restored onto; by default x blurred by `blur(10, axes)`, as in
         `insertion_curve`.
       deletion_baseline: what replaces features of x.
-      axes: the axes of x that patches span.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -369,7 +371,7 @@ def insertion_minus_deletion(
     settings = (num_steps, patch, axes, argnum, chunk_size)
 
     def paths(x, like):
-        return [(like(insertion_baseline), x), (x, like(deletion_baseline))]
+        return [(like(_blurred(insertion_baseline, axes)), x), (x, like(deletion_baseline))]
 
     def difference(inserted, deleted):
         return _area(inserted) - _area(deleted)
@@ -674,7 +676,8 @@ def information_curve(
         that range. The default is for (H, W) and (H, W, channels).
       num_steps: the number of steps.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
-        `blur(10)`, for photos of about 224 pixels.
+        `blur(10)`, for photos of about 224 pixels. For other axes than the first two give your own:
+        `blur(10, axes=(0,))` for signals, `blur(10, axes=(1, 2))` for channels first.
       argnum: as in `deletion_curve`.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -711,6 +714,11 @@ def information_curve(
     @_metric(name, score, argnum, is_stochastic(score))
     def curve(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
+        if baseline is _BLURRED and x.ndim < 2:
+            raise ValueError(
+                f"{name}: by default x is restored onto itself blurred along its first two axes; "
+                f"got shape {x.shape}. For signals type baseline=blur(10, axes=(0,))."
+            )
         least, most = jnp.min(x), jnp.max(x)
 
         def observe(image):
@@ -812,6 +820,10 @@ def _along(name, score, paths, finish, num_steps, patch, axes, argnum, chunk_siz
         return finish(*(Curve(fraction, value) for value in scores.reshape(len(ends), -1)))
 
     return metric
+
+
+def _blurred(baseline, axes):
+    return blur(10.0, axes) if baseline is None else baseline
 
 
 def _switch(name, observe, rank, counts, paths, chunk_size):

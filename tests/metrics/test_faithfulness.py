@@ -272,6 +272,31 @@ def test_baselines_by_default_and_by_function():
     np.testing.assert_allclose(blurred, [expected, total], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((3, 16, 16), (1, 2)), ((40, 3), (0,)), ((40,), (0,)), ((16, 16, 3), (0, 1))],
+)
+def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, axes):
+    x, w = draw(*shape), draw(*shape)
+    blurred = np.sum(w * np.asarray(blur(10.0, axes)(jnp.asarray(x))))
+    settings = {"num_steps": 1, "axes": axes}
+    curve = insertion_curve(linear, **settings)(w, x, w).value
+    np.testing.assert_allclose(curve, [blurred, np.sum(w * x)], rtol=1e-3, atol=1e-4)
+    inserted = insertion(linear, **settings)(w, x, w)
+    np.testing.assert_allclose(inserted, curve.mean(), rtol=1e-5)
+    difference = insertion_minus_deletion(linear, **settings)(w, x, w)
+    np.testing.assert_allclose(difference, inserted - np.sum(w * x) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_information_of_a_signal_needs_a_baseline_of_its_own():
+    x = jnp.asarray(draw(40))
+    settings = {"information": lambda signal: jnp.sum(jnp.abs(jnp.diff(signal)))}
+    with pytest.raises(ValueError, match=r"type baseline=blur\(10, axes=\(0,\)\)"):
+        information_curve(linear, **settings)(x, x, x)
+    own = information_curve(linear, baseline=blur(10, axes=(0,)), **settings)(x, x, x)
+    np.testing.assert_allclose(own.value[-1], np.sum(np.square(x)), rtol=1e-4)
+
+
 def test_more_steps_than_features_repeat_some():
     attribution, x = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0], np.float32)
     curve = deletion_curve(linear, num_steps=7)(np.array([1.0, 4.0, 2.0]), x, attribution)
@@ -914,7 +939,7 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: deletion(smooth)(W, jnp.arange(3), X[:3, 0, 0]), TypeError, "floating-point"),
         (lambda: deletion(smooth, patch=2)(1.0, X[0, 0], X[0, 0]), ValueError, r"axes \(0, 1\)"),
         (lambda: deletion(smooth, baseline=X[:5])(W, X, X), ValueError, "baseline of shape"),
-        (lambda: insertion(smooth)(1.0, X[0, 0], X[0, 0]), ValueError, "another baseline"),
+        (lambda: insertion(smooth)(1.0, X[0, 0], X[0, 0]), ValueError, r"Type axes=\(0,\)"),
         (lambda: deletion(lambda w, x: x)(W, X, X), TypeError, "real scalar"),
         (lambda: mu_fidelity(smooth)(KEY, W, X, X), ValueError, r"grid of \(9, 9\) .* finer"),
         (lambda: mu_fidelity(smooth)(W, X, X), TypeError, "PRNG key"),
