@@ -11,7 +11,6 @@ absolute values. A constant attribution says nothing: its correlations are 0, an
 in a random order that is always the same. One with a NaN gives NaN.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from smoothjax import reductions, sampling
 from smoothjax.attribution.baselines import blur
 from smoothjax.attribution.gradient import baseline_like
 from smoothjax.attribution.masking import PerAxis, check_grid, check_per_axis, check_scalar
-from smoothjax.metrics.arguments import like_input, without_attribution
+from smoothjax.metrics.arguments import like_input, named_metric, without_attribution
 from smoothjax.metrics.ranking import order
 from smoothjax.metrics.similarity import pearson, spearman
 from smoothjax.noise import check_noise, is_inexact, levels, relative
@@ -40,7 +39,6 @@ from smoothjax.transform import (
     name_of,
     named,
     replace,
-    signature_with_key,
     wide_dtype,
 )
 
@@ -587,7 +585,7 @@ def infidelity(
     check_callable(perturbation, f"{name}: perturbation")
     sampling.check_loop(name, num_samples, reductions.mean(), chunk_size)
 
-    @_metric(name, score, argnum, takes_key=True)
+    @named_metric(name, score, argnum, takes_key=True)
     def error(key, *args, **kwargs):
         change_key, score_key = jax.random.split(key)
         x, attribution, query = judging(score_key, args, kwargs)
@@ -711,7 +709,7 @@ def information_curve(
     check_callable(information, f"{name}: information")
     sampling.check_loop(name, num_steps, reductions.stack(), chunk_size, what="num_steps")
 
-    @_metric(name, score, argnum, is_stochastic(score))
+    @named_metric(name, score, argnum, is_stochastic(score))
     def curve(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
         if baseline is _BLURRED and x.ndim < 2:
@@ -747,26 +745,6 @@ def information_curve(
 
 
 _LEVELS = 100
-
-
-def _metric(name, score, argnum, takes_key):
-    """A decorator as `named`, for a function of the score's arguments and an attribution."""
-    signature = signature_with_key(score, takes_key)
-    if signature is not None:
-        place = check_argnum(argnum, name) + 1 + takes_key
-        parameters = list(signature.parameters.values())
-        before, after = parameters[:place], parameters[place:]
-        # After *args, which takes the attribution as well, there is nothing to add.
-        if len(before) == place and all(one.kind in _POSITIONAL for one in before):
-            added = "attribution"
-            while added in signature.parameters:
-                added += "_"
-            parameters = [*before, before[-1].replace(name=added), *after]
-            signature = signature.replace(parameters=parameters)
-    return named(name, score, takes_key, signature)
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _judging(name, score, argnum):
@@ -807,7 +785,7 @@ def _along(name, score, paths, finish, num_steps, patch, axes, argnum, chunk_siz
     patch = None if patch is None else check_per_axis(patch, axes, f"{name}: patch")
     sampling.check_loop(name, num_steps, reductions.stack(), chunk_size, what="num_steps")
 
-    @_metric(name, score, argnum, is_stochastic(score))
+    @named_metric(name, score, argnum, is_stochastic(score))
     def metric(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
         cells = None if patch is None else _patch_cells(x.shape, axes, patch, name)
@@ -862,7 +840,7 @@ def _correlation(
     sampling.check_loop(name, num_samples, reductions.stack(), chunk_size)
     check_at_least(num_samples, 2, f"{name}: num_samples")
 
-    @_metric(name, score, argnum, takes_key=True)
+    @named_metric(name, score, argnum, takes_key=True)
     def correlation(key, *args, **kwargs):
         subset_key, score_key = jax.random.split(key)
         x, attribution, query = judging(score_key, args, kwargs)
