@@ -658,11 +658,19 @@ def test_a_difference_against_the_order_of_the_means_is_none(sign):
     assert swapped.comparisons[0].differ
 
 
+SINGLE = np.array([0.3, 0.7, 1.1, 2.3, 5.7, 7.9], np.float32)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "p_value"),
     [
         ([1, 2, 3], [1, 2, 3], 1.0),
-        ([1, 2, 3], [2, 3, 4], 0.0),
+        ([1, 2, 3], [2, 3, 4], 1 / 4),
+        ([1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7], 1 / 32),
+        (SINGLE + np.float32(0.1), SINGLE, 1 / 32),  # the sum rounds, each to something else
+        (SINGLE / 3 * 3, SINGLE, 1.0),
+        ([0.1, 0.1], [0.2, 0.2], 1 / 2),
+        ([math.nan, 1, 2], [5, 2, 3], 1 / 2),
         ([1], [2], math.nan),
         ([1, 2], [1, math.nan], math.nan),
         ([1, math.inf], [1, math.inf], math.nan),
@@ -672,7 +680,13 @@ def test_a_difference_against_the_order_of_the_means_is_none(sign):
 def test_odd_pairs(a, b, p_value):
     (test,) = evaluation(a=a, b=b).ranking("m", lower_is_better=True).comparisons
     np.testing.assert_equal(test.p_value, p_value)
-    assert test.differ == (p_value == 0)
+    assert test.differ == (p_value < 0.05)
+
+
+def test_equal_differences_of_many_explainers_are_corrected_for_the_pairs():
+    columns = {name: np.arange(8.0) + i for i, name in enumerate("abc")}
+    tests = evaluation(**columns).ranking("m", lower_is_better=True).comparisons
+    assert [test.p_value for test in tests] == [3 / 128] * 2
 
 
 def test_the_p_value_is_that_of_chance():

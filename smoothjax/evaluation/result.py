@@ -12,6 +12,8 @@ from jax.scipy.special import betainc
 
 from smoothjax.reductions import Estimate
 
+_EPSILON = np.finfo(np.float32).eps.item()
+
 
 class Comparison(NamedTuple):
     """A paired comparison of two neighbours in a ranking.
@@ -22,7 +24,8 @@ class Comparison(NamedTuple):
       difference: the mean over examples of the scores of `better` minus those of `worse`.
       stderr: the standard error of this mean.
       p_value: of the paired t-test that it is 0, two-sided, times the number of pairs of
-        explainers, at most 1; NaN for fewer than two examples.
+        explainers, at most 1; NaN for fewer than two examples. Where all differences are equal but
+        for the rounding of float32, of the sign test; 1 if they are no more than that rounding.
       num_examples: how many examples both have a score on.
       num_dropped: how many others there are: those where a score is NaN.
       agrees: whether the difference does not favour `worse`. It may where scores are NaN: a mean is
@@ -217,8 +220,14 @@ def _compare(better, worse, scores, others, num_pairs, sign):
     with np.errstate(invalid="ignore"):
         gaps = scores - others
     gap, stderr, num = _mean(gaps)
-    if not stderr > 0:
-        chance = math.nan if math.isnan(stderr) else float(gap == 0)
+    rounding = _EPSILON * np.maximum(np.abs(scores), np.abs(others))
+    if math.isnan(stderr):
+        chance = math.nan
+    elif not np.any(np.abs(gaps) > rounding):
+        chance = 1.0
+    elif not np.any(np.abs(gaps - gap) > rounding):
+        # Their deviation is none that a t-test could use, but all have one sign.
+        chance = min(1.0, num_pairs * 2.0 ** (1 - num))
     else:
         # The two-sided tail of Student's t beyond gap / stderr.
         freedom = num - 1
