@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scipy import stats
 
 import smoothjax as sj
 from smoothjax.evaluation import Evaluation, evaluate
+from smoothjax.evaluation.record import Record
 
 KEY = jax.random.key(5)
 PARAMS = jnp.array([0.5, -1.0, 2.0])
@@ -379,6 +381,39 @@ def test_a_constant_that_changed_is_noticed_inside_jitted_functions_too(tmp_path
         evaluate(other, *args, progress=False, path=path)
 
 
+def test_a_constant_of_the_batched_program_is_noticed(tmp_path):
+    """A rule of custom_vmap is not in the program of one example, but is what runs."""
+
+    def explainer(constant):
+        @jax.custom_batching.custom_vmap
+        def explain(x):
+            return x
+
+        @explain.def_vmap
+        def rule(axis_size, in_batched, x):
+            return x + constant, True
+
+        return lambda params, x: explain(x)
+
+    args = {"m": lambda params, x, a: a}, {}, None, (jnp.arange(3.0),), KEY
+    settings = {"progress": False, "path": tmp_path / "scores.jsonl"}
+    result = evaluate({"e": explainer(jnp.array(1.0))}, *args, **settings)
+    assert result.scores["e"]["m"].tolist() == [1.0, 2.0, 3.0]
+    evaluate({"e": explainer(jnp.array(1.0))}, *args, batch_size=2, **settings)
+    with pytest.raises(ValueError, match="another program called 'e'"):
+        evaluate({"e": explainer(jnp.array(2.0))}, *args, **settings)
+
+
+def test_other_random_bits_are_noticed(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(file_of_a_run())
+    with (
+        jax.threefry_partitionable(not jax.config.jax_threefry_partitionable),
+        pytest.raises(ValueError, match="scores of other jax_threefry_partitionable, True instead"),
+    ):
+        run(path=path)
+
+
 @pytest.mark.parametrize("content", [b"precious", b"precious\n", b'{"a": 1}\n', b"[]\n", b"\xff\n"])
 def test_a_file_that_is_not_of_evaluate_is_left_alone(tmp_path, content):
     path = tmp_path / "notes.txt"
@@ -394,6 +429,54 @@ def test_a_damaged_line_in_the_middle_is_refused(tmp_path):
     path.write_bytes(b"".join([*lines[:2], lines[2][:30] + b"\n", *lines[3:]]))
     with pytest.raises(ValueError, match="damaged"):
         run(path=path)
+
+
+DAMAGE = {
+    "explainer": [3, ["gradient"], None],
+    "start": ["0", None, 1.5],
+    "examples": [None, 3, []],
+    "scores": [None, [], {}, {"total": [1.0]}, 3],
+    "program": [],
+}
+
+
+def damaged_lines():
+    header, line, *_ = file_of_a_run().splitlines()
+    for field, values in DAMAGE.items():
+        entry = json.loads(line)
+        yield header, without(entry, field)
+        for value in values:
+            yield header, {**entry, field: value}
+    scores = json.loads(line)["scores"]
+    for values in ([*scores["gap"], 1.0], [None] * 3, ["x"] * 3, 3):
+        yield header, {**json.loads(line), "scores": {**scores, "gap": values}}
+    for field in json.loads(header):
+        yield json.dumps(without(json.loads(header), field)).encode(), json.loads(line)
+    for odd in ({}, 3, None, [], "text", [3]):
+        yield header, odd
+        yield json.dumps(odd).encode(), json.loads(line)
+
+
+def without(entry, field):
+    return {key: value for key, value in entry.items() if key != field}
+
+
+def test_lines_that_are_json_but_no_scores_are_refused(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    whole = json.loads(file_of_a_run().splitlines()[1])
+    record = Record(EXPLAINERS, [*METRICS, "gap"])
+    header = json.loads(file_of_a_run().splitlines()[0])
+    path.write_bytes(file_of_a_run())
+    record.open(
+        path, header, {whole["explainer"]: whole["program"]}
+    )  # it is the damage that is refused
+    record.close()
+    for first, line in damaged_lines():
+        content = first + b"\n" + json.dumps(line).encode() + b"\n"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no file of scores, or a damaged one"):
+            Record(EXPLAINERS, [*METRICS, "gap"]).open(path, header, {})
+        assert path.read_bytes() == content
 
 
 def odd_run(path):

@@ -115,6 +115,13 @@ def evaluate(
     batches = _batches(examples, batch_size)
     first = next(batches)
     sample = (arrays, key, np.int32(0), jax.tree.map(lambda leaf: leaf[0], first[2]))
+    # The batch of one that a file knows programs by: what runs, but whatever the batch size is.
+    sample_batch = (
+        arrays,
+        key,
+        np.zeros(1, np.int32),
+        jax.tree.map(lambda leaf: leaf[:1], first[2]),
+    )
     judge, judge_batch = programs(_judge(metrics))
     batch_programs, fingerprints = {}, {}
     for name, explain in explainers.items():
@@ -124,15 +131,21 @@ def evaluate(
         judge_explainer, judge_explainer_batch = programs(_judge(made))
         batch_programs[name] = attribute_batch, judge_explainer_batch
         try:
-            attributed = attribute.trace(*sample)
-            judged = judge.trace(*sample, attributed.out_info), judge_explainer.trace(*sample)
+            attributed = attribute.trace(*sample).out_info
+            judged = judge.trace(*sample, attributed), judge_explainer.trace(*sample)
         except Exception as error:
             error.add_note(f"evaluate was tracing the explainer {name!r} and its metrics.")
             raise
         for traced in judged:
             _check_scores(traced.out_info, name)
         if path is not None:
-            fingerprints[name] = " ".join(fingerprint(t.jaxpr) for t in (attributed, *judged))
+            traced = attribute_batch.trace(*sample_batch)
+            traced = (
+                traced,
+                judge_batch.trace(*sample_batch, traced.out_info),
+                judge_explainer_batch.trace(*sample_batch),
+            )
+            fingerprints[name] = " ".join(fingerprint(t.jaxpr) for t in traced)
 
     record = Record(explainers, columns)
     if path is not None:
