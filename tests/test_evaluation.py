@@ -18,6 +18,8 @@ from scipy import stats
 import smoothjax as sj
 from smoothjax.evaluation import Evaluation, evaluate
 from smoothjax.evaluation.record import Record
+from smoothjax.evaluation.result import _plus_minus
+from smoothjax.reductions import Estimate
 
 KEY = jax.random.key(5)
 PARAMS = jnp.array([0.5, -1.0, 2.0])
@@ -463,14 +465,11 @@ def without(entry, field):
 
 def test_lines_that_are_json_but_no_scores_are_refused(tmp_path):
     path = tmp_path / "scores.jsonl"
-    whole = json.loads(file_of_a_run().splitlines()[1])
-    record = Record(EXPLAINERS, [*METRICS, "gap"])
     header = json.loads(file_of_a_run().splitlines()[0])
     path.write_bytes(file_of_a_run())
-    record.open(
-        path, header, {whole["explainer"]: whole["program"]}
-    )  # it is the damage that is refused
-    record.close()
+    undamaged = Record(EXPLAINERS, [*METRICS, "gap"])
+    undamaged.open(path, header, {})
+    undamaged.close()
     for first, line in damaged_lines():
         content = first + b"\n" + json.dumps(line).encode() + b"\n"
         path.write_bytes(content)
@@ -681,11 +680,31 @@ def test_the_table():
         "noisy": {"deletion": np.array([100, 200, math.nan]), "gini": np.array([1.0, 1.0, 1.0])},
     }
     assert str(Evaluation(scores)) == (
-        "|          | deletion         | gini            |\n"
-        "| -------- | ---------------- | --------------- |\n"
-        "| saliency | 0.200 ± 0.058    | 6e-09 ± 5.8e-10 |\n"
-        "| noisy    | 150 ± 50 (n = 2) | 1 ± 0           |"
+        "|          | deletion         | gini               |\n"
+        "| -------- | ---------------- | ------------------ |\n"
+        "| saliency | 0.200 ± 0.058    | 6.00e-09 ± 5.8e-10 |\n"
+        "| noisy    | 150 ± 50 (n = 2) | 1 ± 0              |"
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "stderr", "shown"),
+    [
+        (123.4561, 5.8e-05, "123.456100 ± 0.000058"),
+        (-123.4561, 5.8e-08, "-1.23456100000e+02 ± 5.8e-08"),
+        (0.0, 5e-05, "0.000000 ± 0.000050"),
+        (0.0, 5e-300, "0.0e+00 ± 5.0e-300"),
+        (1e-12, 3e-9, "1e-12 ± 3.0e-09"),
+        (1.0, 5e-324, "1.0000000000000000e+00 ± 4.9e-324"),
+        (12345678.0, 31.0, "1.2345678e+07 ± 3.1e+01"),
+        (3e5, 2e3, "300000 ± 2000"),
+        (1.0, math.inf, "1 ± inf"),
+        (math.inf, math.nan, "inf ± nan"),
+        (2.0, math.nan, "2 ± nan"),
+    ],
+)
+def test_an_error_is_shown_to_two_digits_and_its_mean_to_the_same_place(mean, stderr, shown):
+    assert _plus_minus(Estimate(mean, stderr, 3)) == shown
 
 
 @pytest.mark.parametrize("num", [2, 5, 40, 5000])

@@ -245,7 +245,10 @@ def _cell(estimate, num):
 def _plus_minus(estimate):
     """The mean and its error, to two digits of the error."""
     mean, stderr, _ = estimate
-    if not 1e-4 < stderr < math.inf or abs(mean) > 1e6:
+    if not (0 < stderr < math.inf and math.isfinite(mean)):
         return f"{mean:.4g} ± {stderr:.2g}"
-    digits = max(0, 1 - math.floor(math.log10(stderr)))
-    return f"{mean:.{digits}f} ± {stderr:.{digits}f}"
+    decimals = 1 - math.floor(math.log10(stderr))
+    if decimals > 6 or abs(mean) > 1e6:
+        digits = decimals + math.floor(math.log10(abs(mean) or stderr))
+        return f"{mean:.{min(max(0, digits), 16)}e} ± {stderr:.1e}"
+    return f"{mean:.{max(0, decimals)}f} ± {stderr:.{max(0, decimals)}f}"

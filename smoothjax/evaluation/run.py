@@ -71,9 +71,9 @@ def evaluate(
         taken). It needs tqdm; if that is not installed, none is shown.
       path: if given, a file that gets each batch of scores as soon as it is known, as lines of
         JSON. If it exists, what it holds is not computed again; explainers and examples may be
-        added. It must have been written with the same key, params, metric names and examples, and
-        by the same traced programs: a changed setting does not go unnoticed (what a callback does
-        is not seen), nor a version of JAX that traces otherwise.
+        added. It must have been written with the same key, jax_threefry_partitionable, params,
+        metric names and examples, and by the same traced programs: a changed setting does not go
+        unnoticed (what a callback does is not seen), nor a version of JAX that traces otherwise.
 
     Returns:
       An `Evaluation`: scores, table, rankings, JSON, pandas frame, and plot.
