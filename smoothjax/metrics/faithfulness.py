@@ -506,7 +506,9 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
         broadcasts to x, or a function of x such as `relative(0.15)`; in the units of x.
 
     Returns:
-      A function `perturbation(key, x)` that returns an array shaped like x, in at least float32.
+      A function `perturbation(key, x)` that returns an array shaped like x, in at least float32:
+      NaN where sigma is 0 everywhere, as `relative` is for a constant x, for no change judges
+      nothing.
 
     Raises:
       TypeError, ValueError: here for a sigma that is no number or negative; when called, for one
@@ -523,6 +525,7 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
 
     def perturbation(key, x):
         (level,) = levels(name, x, sigma, None)
+        level = jnp.where(jnp.any(level != 0), level, jnp.nan)
         eps = jax.random.normal(key, x.shape, wide_dtype(x.dtype))
         # Without the barrier XLA draws the same numbers again for each example of a batch.
         return level * jax.lax.optimization_barrier(eps)
@@ -563,11 +566,13 @@ def infidelity(
 
     Returns:
       A stochastic metric `error(key, params, x, attribution, *rest)` that returns a scalar, 0 or
-      more, in the squared units of the score; lower is better.
+      more, in the squared units of the score; lower is better. NaN by default if x is constant,
+      since the noise is then 0.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a change
-        that is not shaped like x, and as `deletion_curve` does.
+        that is not shaped like x, the default one of an x of one entry, and as `deletion_curve`
+        does.
 
     Cost: `num_samples + 1` evaluations of the score, the memory of `chunk_size` of them.
 
@@ -589,6 +594,12 @@ def infidelity(
     def error(key, *args, **kwargs):
         change_key, score_key = jax.random.split(key)
         x, attribution, query = judging(score_key, args, kwargs)
+        if perturbation is _GAUSSIAN and x.size < 2:
+            raise ValueError(
+                f"{name}: the default perturbation is noise relative to max - min of x, and one of "
+                f"shape {x.shape} has none. Type perturbation=gaussian_perturbation(0.1), in the "
+                "units of x."
+            )
         wide = wide_dtype(x.dtype)
 
         def squared_error(draw_key):

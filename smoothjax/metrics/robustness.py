@@ -62,7 +62,8 @@ def local_lipschitz(
     Returns:
       A stochastic function `metric(key, params, x, *rest)` that returns a scalar, 0 or more, in the
       units of the explanation over those of x; lower is better, and 0 is a constant explanation. It
-      grows with the scale of the explanation.
+      grows with the scale of the explanation. NaN where the radius is 0 everywhere, as that of
+      `relative` is for a constant x.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a missing
@@ -114,7 +115,7 @@ def max_sensitivity(
     Returns:
       A stochastic function `metric(key, params, x, *rest)` that returns a scalar without unit, 0 or
       more; lower is better. The scale of the explanation does not count. Where it is zero at x, 0
-      if it is zero at all draws, and infinite if not.
+      if it is zero at all draws, and infinite if not. NaN for a radius of 0, as `local_lipschitz`.
 
     Raises:
       TypeError, ValueError: as `local_lipschitz` does.
@@ -156,7 +157,7 @@ def average_sensitivity(
     Returns:
       A stochastic function `metric(key, params, x, *rest)` that returns a scalar without unit, 0 or
       more; lower is better. The scale of the explanation does not count. Where it is zero at x, 0
-      if it is zero at all draws, and infinite if not.
+      if it is zero at all draws, and infinite if not. NaN for a radius of 0, as `local_lipschitz`.
 
     Raises:
       TypeError, ValueError: as `local_lipschitz` does.
@@ -199,7 +200,9 @@ def _over_box(name, explain, change, reduction, radius, num_samples, argnum, chu
             step = near.astype(level.dtype) - x.astype(level.dtype)
             return change(explained, moved, step)
 
-        return sampling.monte_carlo(draw, draws_key, name, num_samples, reduction, chunk_size)
+        found = sampling.monte_carlo(draw, draws_key, name, num_samples, reduction, chunk_size)
+        # A radius of 0 everywhere, as of `relative` for a constant x, makes no test.
+        return jnp.where(jnp.any(level != 0), found, jnp.nan)
 
     return metric
 

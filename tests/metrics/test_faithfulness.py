@@ -609,6 +609,15 @@ def test_gaussian_perturbation_is_noise_of_the_level_it_is_given():
     assert gaussian_perturbation(0.1)(KEY, x.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
+def test_infidelity_by_default_says_nothing_of_a_constant_x():
+    judge = jax.jit(infidelity(linear, num_samples=3))
+    assert np.isnan(judge(KEY, W, jnp.ones(SHAPE), W))
+    assert not np.isnan(judge(KEY, W, jnp.ones(SHAPE).at[0, 0, 0].set(0), W))
+    half = gaussian_perturbation(jnp.array([[[1.0, 0.0]]]))(KEY, jnp.asarray(X))
+    assert np.all(half[..., 1] == 0)
+    assert not np.any(np.isnan(half))
+
+
 # Information
 
 
@@ -952,6 +961,11 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
             lambda: infidelity(smooth, perturbation=lambda key, x: 1.0)(KEY, W, X, X),
             ValueError,
             r"shaped like x, \(7, 5, 2\); got one of shape \(\)",
+        ),
+        (
+            lambda: infidelity(smooth)(KEY, 1.0, X[0, 0, :1], X[0, 0, :1]),
+            ValueError,
+            r"infidelity: .* Type perturbation=gaussian_perturbation\(0.1\)",
         ),
         (
             lambda: information_curve(smooth, information=lambda image: image)(W, X, X),

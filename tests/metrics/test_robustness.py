@@ -216,6 +216,16 @@ def test_what_does_not_change_scores_0(metric, key):
         assert run(metric, constantly, key, constant, X) == 0
 
 
+@each_metric
+def test_a_radius_that_is_zero_everywhere_is_no_test(metric, key):
+    rule = sj.relative(0.1)
+    assert np.isnan(run(metric, scaled, key, 3.0, jnp.ones(4), radius=rule))
+    assert not np.isnan(run(metric, scaled, key, 3.0, jnp.ones(4).at[0].set(2), radius=rule))
+    traced = jax.jit(lambda radius: metric(scaled, radius=radius)(key, 3.0, X))
+    assert np.isnan(traced(0.0))
+    assert not np.isnan(traced(0.1))
+
+
 def test_an_explanation_that_is_zero_at_x_alone_changes_infinitely(key):
     def elsewhere(params, x):
         return x - X
