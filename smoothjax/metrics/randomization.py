@@ -244,8 +244,8 @@ def random_logit(
       that does not look at the class.
 
     Raises:
-      TypeError, ValueError: for bad settings, a missing or bad label, or a similarity that is no
-        scalar.
+      TypeError, ValueError: for bad settings, a missing or bad label (NaN is returned if one out of
+        range is traced), or a similarity that is no scalar.
 
     Cost: two explanations.
 
@@ -279,7 +279,9 @@ def random_logit(
         # One loop over the two classes, for half the compiling.
         maps = jax.lax.map(of_class, jnp.stack([label, other]))
         attribution, of_other = (jax.tree.map(operator.itemgetter(i), maps) for i in range(2))
-        return _compare(name, similarity, attribution, of_other)
+        alike = _compare(name, similarity, attribution, of_other)
+        alike = alike.astype(wide_dtype(alike.dtype))  # a count is no NaN
+        return jnp.where((0 <= label) & (label < num_classes), alike, jnp.nan)
 
     return similar
 
