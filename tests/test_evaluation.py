@@ -579,6 +579,7 @@ BAD = [
     ({"examples": iter([])}, ValueError, "no examples"),
     ({"examples": XS}, TypeError, r"For xs alone type \(xs,\)"),
     ({"examples": 3}, TypeError, "examples must be a tuple"),
+    ({"examples": ((XS[0], XS[1]), (XS[2], XS[3]))}, TypeError, r"type list\(examples\)"),
     ({"examples": list(XS)}, TypeError, r"for x alone \(x,\); example 0"),
     ({"examples": [(XS[0], 1), (XS[0, :2], 1)]}, ValueError, r"float\d\d\[2\]"),
     ({"examples": [(XS[0], 1), (XS[0], 1.0)]}, ValueError, "example 1 has"),

@@ -62,7 +62,8 @@ def evaluate(
         `lambda explain: max_sensitivity(explain, radius=0.1)`. May be empty.
       params: the weights, a pytree. Leaves that are no arrays are left as they are.
       examples: a tuple `(xs, *rest)` of arrays with a leading axis of examples, such as
-        `(xs, labels)`; or an iterable, of any length, of one tuple `(x, *rest)` for each example.
+        `(xs, labels)`; or an iterable but a tuple, of any length, of one tuple `(x, *rest)` for
+        each example.
         All of `rest` goes to every explainer and metric.
       key: a typed PRNG key; unused if nothing is stochastic.
       batch_size: how many examples are judged at once; memory and speed only. The memory is that of
@@ -243,6 +244,12 @@ def _check_scores(returned, name):
 def _batches(examples, batch_size) -> Iterator[tuple[int, int, PyTree]]:
     """Yields the first example's number, how many there are, and a batch of them, padded."""
     if isinstance(examples, tuple):
+        if examples and type(examples[0]) is tuple:
+            raise TypeError(
+                "evaluate: a tuple of examples is read as (xs, *rest), arrays with a leading axis "
+                "of examples, and its first element is a tuple. For one tuple (x, *rest) for each "
+                "example type list(examples)."
+            )
         num = _num_stacked(examples)
         batch_size = min(batch_size, num)
         for start in range(0, num, batch_size):
