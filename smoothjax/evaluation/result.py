@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.scipy.special import betainc
 
-from smoothjax.reductions import Estimate
+from smoothjax.reductions import Estimate, t_test
 
 _EPSILON = np.finfo(np.float32).eps.item()
 
@@ -229,11 +228,8 @@ def _compare(better, worse, scores, others, num_pairs, sign):
         # Their deviation is none that a t-test could use, but all have one sign.
         chance = min(1.0, num_pairs * 2.0 ** (1 - num))
     else:
-        # The two-sided tail of Student's t beyond gap / stderr.
-        freedom = num - 1
         with jax.enable_x64(True):
-            tail = betainc(freedom / 2, 0.5, freedom / (freedom + (gap / stderr) ** 2))
-        chance = min(1.0, num_pairs * float(tail))
+            chance = min(1.0, num_pairs * float(t_test(gap, stderr, num)))
     return Comparison(better, worse, gap, stderr, chance, num, len(gaps) - num, not sign * gap < 0)
 
 

@@ -22,7 +22,13 @@ import numpy as np
 from smoothjax import reductions, sampling
 from smoothjax.attribution.baselines import blur
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.attribution.masking import PerAxis, check_grid, check_per_axis, check_scalar
+from smoothjax.attribution.masking import (
+    PerAxis,
+    check_grid,
+    check_per_axis,
+    check_probability,
+    check_scalar,
+)
 from smoothjax.metrics.arguments import like_input, named_metric, without_attribution
 from smoothjax.metrics.ranking import order
 from smoothjax.metrics.similarity import pearson, spearman
@@ -432,10 +438,7 @@ def mu_fidelity(
     1.0
     """
     name = "mu_fidelity"
-    if isinstance(subset, bool) or not isinstance(subset, (int, float, np.floating)):
-        raise TypeError(f"{name}: subset must be a number; got {subset!r:.80}.")
-    if not 0 < subset < 1:
-        raise ValueError(f"{name}: subset is a share of all cells, inside (0, 1); got {subset}.")
+    subset = check_probability(subset, f"{name}: subset")
     axes = check_axes(axes, name)
     grid = check_grid(grid, axes, name)
 

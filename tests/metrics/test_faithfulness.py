@@ -931,7 +931,11 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: deletion(smooth, argnum=-1), ValueError, "argnum counts"),
         (lambda: information_curve(smooth, information=8), TypeError, "takes a function"),
         (lambda: information_curve(smooth, num_steps=True), TypeError, "num_steps must be"),
-        (lambda: mu_fidelity(smooth, subset=1.0), ValueError, r"inside \(0, 1\); got 1.0"),
+        (
+            lambda: mu_fidelity(smooth, subset=1.0),
+            ValueError,
+            r"subset must be inside \(0, 1\); got 1.0",
+        ),
         (lambda: mu_fidelity(smooth, subset="few"), TypeError, "must be a number; got 'few'"),
         (lambda: mu_fidelity(smooth, grid=0), ValueError, "grid must be at least 1"),
         (lambda: mu_fidelity(smooth, num_samples=1), ValueError, "must be at least 2; got 1"),
