@@ -124,10 +124,11 @@ class Record:
 
 def header_of(key, arrays, columns):
     """What a file begins with, and must begin with to be gone on from."""
+    config: Any = jax.config  # whose attributes no type checker knows
     return {
         "format": _FORMAT,
         "key": f"{jax.random.key_impl(key)} {jax.random.key_data(key).tolist()}",
-        "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,
+        "jax_threefry_partitionable": config.jax_threefry_partitionable,
         "params": _digest(map(_to_numpy, jax.tree.leaves(arrays))),
         "metrics": sorted(columns),
     }

@@ -527,7 +527,7 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
     check_noise(name, sigma, None, jax.random.normal)
 
     def perturbation(key, x):
-        (level,) = levels(name, x, sigma, None)
+        level: Any = levels(name, x, sigma, None)[0]
         level = jnp.where(jnp.any(level != 0), level, jnp.nan)
         eps = jax.random.normal(key, x.shape, wide_dtype(x.dtype))
         # Without the barrier XLA draws the same numbers again for each example of a batch.

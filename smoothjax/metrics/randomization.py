@@ -84,6 +84,10 @@ def layers_at_depth(params: PyTree, depth: int = 1) -> dict[str, noise.Rule]:
     that of the alphabet for dictionaries, which know no other. Put what you need in yours:
     `{path: layers[path] for path in ("head", "block2", "block1", "stem")}`.
 
+    Of Flax variables, `{"params": ..., "batch_stats": ...}`, depth 1 finds those two. Take depth 2,
+    and of its layers those that you name, last first: ("params/Dense_0", "params/Conv_1", ...). In
+    the order of the alphabet all "batch_stats" come first.
+
     Args:
       params: a pytree.
       depth: the length of the paths: 1 for "blocks" and "head", 2 for "blocks/0" and "head/kernel".

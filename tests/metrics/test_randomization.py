@@ -368,6 +368,10 @@ def test_layers_of_a_flax_model():
     linears = [nnx.Linear(2, 2, rngs=nnx.Rngs(0)) for _ in range(11)]
     params = nnx.state(nnx.Sequential(*linears), nnx.Param)
     assert list(layers_at_depth(params, 2)) == [f"layers/{i}" for i in range(11)]
+    variables = {"params": {"Dense_0": X, "Conv_10": X, "Conv_9": X}, "batch_stats": {"Norm_0": X}}
+    assert list(layers_at_depth(variables)) == ["batch_stats", "params"]
+    expected = ["batch_stats/Norm_0", "params/Conv_9", "params/Conv_10", "params/Dense_0"]
+    assert list(layers_at_depth(variables, 2)) == expected
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
