@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.scipy.special import betainc
 
 from smoothjax.pooling import map_leaves
 from smoothjax.reductions import (
@@ -23,6 +22,7 @@ from smoothjax.reductions import (
     check_no_estimate,
     mean_and_stderr,
     summary,
+    t_test,
     variance_of_mean,
 )
 from smoothjax.transform import (
@@ -468,10 +468,8 @@ def _choose(cutoffs, scores):
     known = jnp.where(jnp.isnan(mean[top]), jnp.nan, cutoffs)
     parsimonious = jnp.min(jnp.where(gap > error, jnp.inf, known))
 
-    # The two-sided tail of Student's t beyond gap / error, which is 0 / 0 for the best itself.
-    freedom = jnp.asarray(num - 1, gap.dtype)
-    ratio = freedom / (freedom + (gap / error) ** 2)
-    chance = jnp.where(gap == 0, 1, betainc(freedom / 2, jnp.full_like(freedom, 0.5), ratio))
+    # The test is of 0 / 0 for the best itself.
+    chance = jnp.where(gap == 0, 1, t_test(gap, error, num))
     flat = ~(jnp.min(chance) * (tried * (tried - 1) / 2) <= 0.05)  # also where a score is NaN
     return CutoffSearch(cutoffs, mean, stderr, scores, known[top], parsimonious, flat)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from scipy import stats
 
 import smoothjax as sj
 from smoothjax.evaluation import Evaluation, evaluate
+from smoothjax.evaluation.record import Record
+from smoothjax.evaluation.result import _plus_minus
+from smoothjax.reductions import Estimate
 
 KEY = jax.random.key(5)
 PARAMS = jnp.array([0.5, -1.0, 2.0])
@@ -379,6 +383,39 @@ def test_a_constant_that_changed_is_noticed_inside_jitted_functions_too(tmp_path
         evaluate(other, *args, progress=False, path=path)
 
 
+def test_a_constant_of_the_batched_program_is_noticed(tmp_path):
+    """A rule of custom_vmap is not in the program of one example, but is what runs."""
+
+    def explainer(constant):
+        @jax.custom_batching.custom_vmap
+        def explain(x):
+            return x
+
+        @explain.def_vmap
+        def rule(axis_size, in_batched, x):
+            return x + constant, True
+
+        return lambda params, x: explain(x)
+
+    args = {"m": lambda params, x, a: a}, {}, None, (jnp.arange(3.0),), KEY
+    settings = {"progress": False, "path": tmp_path / "scores.jsonl"}
+    result = evaluate({"e": explainer(jnp.array(1.0))}, *args, **settings)
+    assert result.scores["e"]["m"].tolist() == [1.0, 2.0, 3.0]
+    evaluate({"e": explainer(jnp.array(1.0))}, *args, batch_size=2, **settings)
+    with pytest.raises(ValueError, match="another program called 'e'"):
+        evaluate({"e": explainer(jnp.array(2.0))}, *args, **settings)
+
+
+def test_other_random_bits_are_noticed(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(file_of_a_run())
+    with (
+        jax.threefry_partitionable(not jax.config.jax_threefry_partitionable),
+        pytest.raises(ValueError, match="scores of other jax_threefry_partitionable, True instead"),
+    ):
+        run(path=path)
+
+
 @pytest.mark.parametrize("content", [b"precious", b"precious\n", b'{"a": 1}\n', b"[]\n", b"\xff\n"])
 def test_a_file_that_is_not_of_evaluate_is_left_alone(tmp_path, content):
     path = tmp_path / "notes.txt"
@@ -394,6 +431,51 @@ def test_a_damaged_line_in_the_middle_is_refused(tmp_path):
     path.write_bytes(b"".join([*lines[:2], lines[2][:30] + b"\n", *lines[3:]]))
     with pytest.raises(ValueError, match="damaged"):
         run(path=path)
+
+
+DAMAGE = {
+    "explainer": [3, ["gradient"], None],
+    "start": ["0", None, 1.5],
+    "examples": [None, 3, []],
+    "scores": [None, [], {}, {"total": [1.0]}, 3],
+    "program": [],
+}
+
+
+def damaged_lines():
+    header, line, *_ = file_of_a_run().splitlines()
+    for field, values in DAMAGE.items():
+        entry = json.loads(line)
+        yield header, without(entry, field)
+        for value in values:
+            yield header, {**entry, field: value}
+    scores = json.loads(line)["scores"]
+    for values in ([*scores["gap"], 1.0], [None] * 3, ["x"] * 3, 3):
+        yield header, {**json.loads(line), "scores": {**scores, "gap": values}}
+    for field in json.loads(header):
+        yield json.dumps(without(json.loads(header), field)).encode(), json.loads(line)
+    for odd in ({}, 3, None, [], "text", [3]):
+        yield header, odd
+        yield json.dumps(odd).encode(), json.loads(line)
+
+
+def without(entry, field):
+    return {key: value for key, value in entry.items() if key != field}
+
+
+def test_lines_that_are_json_but_no_scores_are_refused(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    header = json.loads(file_of_a_run().splitlines()[0])
+    path.write_bytes(file_of_a_run())
+    undamaged = Record(EXPLAINERS, [*METRICS, "gap"])
+    undamaged.open(path, header, {})
+    undamaged.close()
+    for first, line in damaged_lines():
+        content = first + b"\n" + json.dumps(line).encode() + b"\n"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no file of scores, or a damaged one"):
+            Record(EXPLAINERS, [*METRICS, "gap"]).open(path, header, {})
+        assert path.read_bytes() == content
 
 
 def odd_run(path):
@@ -497,6 +579,7 @@ BAD = [
     ({"examples": iter([])}, ValueError, "no examples"),
     ({"examples": XS}, TypeError, r"For xs alone type \(xs,\)"),
     ({"examples": 3}, TypeError, "examples must be a tuple"),
+    ({"examples": ((XS[0], XS[1]), (XS[2], XS[3]))}, TypeError, r"type list\(examples\)"),
     ({"examples": list(XS)}, TypeError, r"for x alone \(x,\); example 0"),
     ({"examples": [(XS[0], 1), (XS[0, :2], 1)]}, ValueError, r"float\d\d\[2\]"),
     ({"examples": [(XS[0], 1), (XS[0], 1.0)]}, ValueError, "example 1 has"),
@@ -598,11 +681,31 @@ def test_the_table():
         "noisy": {"deletion": np.array([100, 200, math.nan]), "gini": np.array([1.0, 1.0, 1.0])},
     }
     assert str(Evaluation(scores)) == (
-        "|          | deletion         | gini            |\n"
-        "| -------- | ---------------- | --------------- |\n"
-        "| saliency | 0.200 ± 0.058    | 6e-09 ± 5.8e-10 |\n"
-        "| noisy    | 150 ± 50 (n = 2) | 1 ± 0           |"
+        "|          | deletion         | gini               |\n"
+        "| -------- | ---------------- | ------------------ |\n"
+        "| saliency | 0.200 ± 0.058    | 6.00e-09 ± 5.8e-10 |\n"
+        "| noisy    | 150 ± 50 (n = 2) | 1 ± 0              |"
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "stderr", "shown"),
+    [
+        (123.4561, 5.8e-05, "123.456100 ± 0.000058"),
+        (-123.4561, 5.8e-08, "-1.23456100000e+02 ± 5.8e-08"),
+        (0.0, 5e-05, "0.000000 ± 0.000050"),
+        (0.0, 5e-300, "0.0e+00 ± 5.0e-300"),
+        (1e-12, 3e-9, "1e-12 ± 3.0e-09"),
+        (1.0, 5e-324, "1.0000000000000000e+00 ± 4.9e-324"),
+        (12345678.0, 31.0, "1.2345678e+07 ± 3.1e+01"),
+        (3e5, 2e3, "300000 ± 2000"),
+        (1.0, math.inf, "1 ± inf"),
+        (math.inf, math.nan, "inf ± nan"),
+        (2.0, math.nan, "2 ± nan"),
+    ],
+)
+def test_an_error_is_shown_to_two_digits_and_its_mean_to_the_same_place(mean, stderr, shown):
+    assert _plus_minus(Estimate(mean, stderr, 3)) == shown
 
 
 @pytest.mark.parametrize("num", [2, 5, 40, 5000])
@@ -640,11 +743,37 @@ def test_pairs_with_nan_are_dropped_and_counted():
     assert (test.num_examples, test.num_dropped) == (3, 2)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_against_the_order_of_the_means_is_none(sign):
+    """b is better on each example that it has a score on, but has none on the easy ones."""
+    a = sign * np.array([5.0, 6.1, 7.2, 8.1, 0, 0, 0, 0])
+    b = sign * np.array([4.0, 5.0, 6.0, 7.0, math.nan, math.nan, math.nan, math.nan])
+    ranking = evaluation(a=a, b=b).ranking("m", lower_is_better=sign == 1)
+    (test,) = ranking.comparisons
+    assert (test.better, test.worse) == ("a", "b")
+    assert test.p_value == pytest.approx(stats.ttest_rel(a[:4], b[:4]).pvalue)
+    assert test.p_value < 0.05
+    assert not test.agrees
+    assert not test.differ
+    line = str(ranking).splitlines()[-1]
+    assert "the other way round on the shared examples (p = 0.00011, n = 4, 4 dropped)" in line
+    swapped = evaluation(a=a[:4], b=b[:4]).ranking("m", lower_is_better=sign == 1)
+    assert swapped.comparisons[0].differ
+
+
+SINGLE = np.array([0.3, 0.7, 1.1, 2.3, 5.7, 7.9], np.float32)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "p_value"),
     [
         ([1, 2, 3], [1, 2, 3], 1.0),
-        ([1, 2, 3], [2, 3, 4], 0.0),
+        ([1, 2, 3], [2, 3, 4], 1 / 4),
+        ([1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7], 1 / 32),
+        (SINGLE + np.float32(0.1), SINGLE, 1 / 32),  # the sum rounds, each to something else
+        (SINGLE / 3 * 3, SINGLE, 1.0),
+        ([0.1, 0.1], [0.2, 0.2], 1 / 2),
+        ([math.nan, 1, 2], [5, 2, 3], 1 / 2),
         ([1], [2], math.nan),
         ([1, 2], [1, math.nan], math.nan),
         ([1, math.inf], [1, math.inf], math.nan),
@@ -654,7 +783,13 @@ def test_pairs_with_nan_are_dropped_and_counted():
 def test_odd_pairs(a, b, p_value):
     (test,) = evaluation(a=a, b=b).ranking("m", lower_is_better=True).comparisons
     np.testing.assert_equal(test.p_value, p_value)
-    assert test.differ == (p_value == 0)
+    assert test.differ == (p_value < 0.05)
+
+
+def test_equal_differences_of_many_explainers_are_corrected_for_the_pairs():
+    columns = {name: np.arange(8.0) + i for i, name in enumerate("abc")}
+    tests = evaluation(**columns).ranking("m", lower_is_better=True).comparisons
+    assert [test.p_value for test in tests] == [3 / 128] * 2
 
 
 def test_the_p_value_is_that_of_chance():

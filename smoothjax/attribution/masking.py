@@ -190,7 +190,7 @@ def rise(
     name = "rise"
     masking = _masking(name, score, baseline, axes, argnum)
     grid = check_grid(grid, axes, name)
-    probability = _check_probability(probability, name)
+    probability = check_probability(probability, f"{name}: probability")
     sampling.check_loop(name, num_samples, reduction, chunk_size, tolerance, sharding)
 
     @named(name, score, takes_key=True)
@@ -613,12 +613,13 @@ def _grid_of(one, grid, name):
     return grid
 
 
-def _check_probability(probability, name):
-    if isinstance(probability, bool) or not isinstance(probability, (int, float, np.floating)):
-        raise TypeError(f"{name}: probability must be a number; got {probability!r:.80}.")
-    if not 0 < probability < 1:
-        raise ValueError(f"{name}: probability must be inside (0, 1); got {probability}.")
-    return float(probability)
+def check_probability(value: Any, what: str) -> float:
+    """Returns a number above 0 and below 1 as a float, or raises."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        raise TypeError(f"{what} must be a number; got {value!r:.80}.")
+    if not 0 < value < 1:
+        raise ValueError(f"{what} must be inside (0, 1); got {value}.")
+    return float(value)
 
 
 def check_scalar(value: Any, name: str) -> jax.Array:

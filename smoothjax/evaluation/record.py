@@ -44,25 +44,26 @@ class Record:
     def _read(self, lines, header):
         try:
             found, *entries = map(json.loads, lines)
-        except ValueError:
-            found, entries = None, []
-        if not isinstance(found, dict) or found.get("format") != header["format"]:
+            if found["format"] != header["format"]:
+                raise ValueError(found["format"])
+            found = {field: found[field] for field in header}
+            entries = [_parse(entry, found["metrics"]) for entry in entries]
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
                 f"evaluate: {self.path} is no file of scores, or a damaged one; name another."
-            )
+            ) from None
         for field, value in header.items():
             if found[field] != value:
                 raise self._mismatch(f"other {field}, {found[field]} instead of {value}")
-        for entry in entries:
-            name, start = entry["explainer"], entry["start"]
-            if name in self.programs and entry["program"] != self.programs[name]:
+        for name, program, start, digests, scores in entries:
+            if name in self.programs and program != self.programs[name]:
                 raise self._mismatch(
                     f"another program called {name!r}: a setting of it or of a metric, the shape "
                     "of an example, or JAX's version has changed"
                 )
-            self.digests.update(enumerate(entry["examples"], start))
+            self.digests.update(enumerate(digests, start))
             if name in self.scores:
-                self._take(name, start, {m: to_array(s) for m, s in entry["scores"].items()})
+                self._take(name, start, scores)
 
     def check_examples(self, start, size, batch):
         """Raises unless these are the examples that the file has scores of."""
@@ -123,12 +124,24 @@ class Record:
 
 def header_of(key, arrays, columns):
     """What a file begins with, and must begin with to be gone on from."""
+    config: Any = jax.config  # whose attributes no type checker knows
     return {
         "format": _FORMAT,
         "key": f"{jax.random.key_impl(key)} {jax.random.key_data(key).tolist()}",
+        "jax_threefry_partitionable": config.jax_threefry_partitionable,
         "params": _digest(map(_to_numpy, jax.tree.leaves(arrays))),
         "metrics": sorted(columns),
     }
+
+
+def _parse(entry, metrics):
+    """What a line of a file holds, or raises some error."""
+    name, start, digests = entry["explainer"], entry["start"], entry["examples"]
+    scores = {metric: to_array(values) for metric, values in entry["scores"].items()}
+    fits = sorted(scores) == metrics and {len(digests)} == {len(s) for s in scores.values()}
+    if not (fits and isinstance(name, str) and isinstance(start, int)):
+        raise ValueError(entry)
+    return name, entry["program"], start, digests, scores
 
 
 def fingerprint(program):

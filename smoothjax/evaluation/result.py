@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.scipy.special import betainc
 
-from smoothjax.reductions import Estimate
+from smoothjax.reductions import Estimate, t_test
+
+_EPSILON = np.finfo(np.float32).eps.item()
 
 
 class Comparison(NamedTuple):
@@ -19,13 +20,15 @@ class Comparison(NamedTuple):
     Attributes:
       better: the explainer of the better mean.
       worse: the next one.
-      difference: the mean over examples of the scores of `better` minus those of `worse`; where
-        scores are NaN, it may have another sign than that of the means.
+      difference: the mean over examples of the scores of `better` minus those of `worse`.
       stderr: the standard error of this mean.
       p_value: of the paired t-test that it is 0, two-sided, times the number of pairs of
-        explainers, at most 1; NaN for fewer than two examples.
+        explainers, at most 1; NaN for fewer than two examples. Where all differences are equal but
+        for the rounding of float32, of the sign test; 1 if they are no more than that rounding.
       num_examples: how many examples both have a score on.
       num_dropped: how many others there are: those where a score is NaN.
+      agrees: whether the difference does not favour `worse`. It may where scores are NaN: a mean is
+        over all scores of its explainer, the difference over the examples that both have one on.
     """
 
     better: str
@@ -35,11 +38,12 @@ class Comparison(NamedTuple):
     p_value: float
     num_examples: int
     num_dropped: int
+    agrees: bool
 
     @property
     def differ(self) -> bool:
-        """Whether the difference is beyond chance: p_value < 0.05."""
-        return self.p_value < 0.05
+        """Whether `better` is so beyond chance: p_value < 0.05, and the difference agrees."""
+        return self.agrees and self.p_value < 0.05
 
 
 class Ranking(NamedTuple):
@@ -68,7 +72,12 @@ class Ranking(NamedTuple):
             if i > 0:
                 test = self.comparisons[i - 1]
                 dropped = f", {test.num_dropped} dropped" if test.num_dropped else ""
-                line += "  differs" if test.differ else "  not shown to differ"
+                if test.differ:
+                    line += "  differs"
+                elif test.p_value < 0.05:
+                    line += "  the other way round on the shared examples"
+                else:
+                    line += "  not shown to differ"
                 line += f" (p = {test.p_value:.2g}, n = {test.num_examples}{dropped})"
             lines.append(line.rstrip())
         return "\n".join(lines)
@@ -136,8 +145,9 @@ class Evaluation:
 
         order = sorted(columns, key=place)
         num_pairs = math.comb(len(order), 2)
+        sign = -1 if lower_is_better else 1
         comparisons = [
-            _compare(better, worse, columns[better], columns[worse], num_pairs)
+            _compare(better, worse, columns[better], columns[worse], num_pairs, sign)
             for better, worse in itertools.pairwise(order)
         ]
         return Ranking(metric, lower_is_better, {n: means[n] for n in order}, comparisons)
@@ -205,19 +215,22 @@ def _mean(scores) -> Any:
     return Estimate(mean, stderr, num)
 
 
-def _compare(better, worse, scores, others, num_pairs):
+def _compare(better, worse, scores, others, num_pairs, sign):
     with np.errstate(invalid="ignore"):
         gaps = scores - others
     gap, stderr, num = _mean(gaps)
-    if not stderr > 0:
-        chance = math.nan if math.isnan(stderr) else float(gap == 0)
+    rounding = _EPSILON * np.maximum(np.abs(scores), np.abs(others))
+    if math.isnan(stderr):
+        chance = math.nan
+    elif not np.any(np.abs(gaps) > rounding):
+        chance = 1.0
+    elif not np.any(np.abs(gaps - gap) > rounding):
+        # Their deviation is none that a t-test could use, but all have one sign.
+        chance = min(1.0, num_pairs * 2.0 ** (1 - num))
     else:
-        # The two-sided tail of Student's t beyond gap / stderr.
-        freedom = num - 1
         with jax.enable_x64(True):
-            tail = betainc(freedom / 2, 0.5, freedom / (freedom + (gap / stderr) ** 2))
-        chance = min(1.0, num_pairs * float(tail))
-    return Comparison(better, worse, gap, stderr, chance, num, len(gaps) - num)
+            chance = min(1.0, num_pairs * float(t_test(gap, stderr, num)))
+    return Comparison(better, worse, gap, stderr, chance, num, len(gaps) - num, not sign * gap < 0)
 
 
 def _cell(estimate, num):
@@ -228,7 +241,10 @@ def _cell(estimate, num):
 def _plus_minus(estimate):
     """The mean and its error, to two digits of the error."""
     mean, stderr, _ = estimate
-    if not 1e-4 < stderr < math.inf or abs(mean) > 1e6:
+    if not (0 < stderr < math.inf and math.isfinite(mean)):
         return f"{mean:.4g} ± {stderr:.2g}"
-    digits = max(0, 1 - math.floor(math.log10(stderr)))
-    return f"{mean:.{digits}f} ± {stderr:.{digits}f}"
+    decimals = 1 - math.floor(math.log10(stderr))
+    if decimals > 6 or abs(mean) > 1e6:
+        digits = decimals + math.floor(math.log10(abs(mean) or stderr))
+        return f"{mean:.{min(max(0, digits), 16)}e} ± {stderr:.1e}"
+    return f"{mean:.{max(0, decimals)}f} ± {stderr:.{max(0, decimals)}f}"

@@ -62,17 +62,19 @@ def evaluate(
         `lambda explain: max_sensitivity(explain, radius=0.1)`. May be empty.
       params: the weights, a pytree. Leaves that are no arrays are left as they are.
       examples: a tuple `(xs, *rest)` of arrays with a leading axis of examples, such as
-        `(xs, labels)`; or an iterable, of any length, of one tuple `(x, *rest)` for each example.
+        `(xs, labels)`; or an iterable but a tuple, of any length, of one tuple `(x, *rest)` for
+        each example.
         All of `rest` goes to every explainer and metric.
       key: a typed PRNG key; unused if nothing is stochastic.
-      batch_size: how many examples are judged at once; memory and speed only.
+      batch_size: how many examples are judged at once; memory and speed only. The memory is that of
+        `batch_size` times the metric's `chunk_size` times the explainer's `chunk_size` at once.
       progress: whether to show a bar with the time left (for an iterable without a length: the time
         taken). It needs tqdm; if that is not installed, none is shown.
       path: if given, a file that gets each batch of scores as soon as it is known, as lines of
         JSON. If it exists, what it holds is not computed again; explainers and examples may be
-        added. It must have been written with the same key, params, metric names and examples, and
-        by the same traced programs: a changed setting does not go unnoticed (what a callback does
-        is not seen), nor a version of JAX that traces otherwise.
+        added. It must have been written with the same key, jax_threefry_partitionable, params,
+        metric names and examples, and by the same traced programs: a changed setting does not go
+        unnoticed (what a callback does is not seen), nor a version of JAX that traces otherwise.
 
     Returns:
       An `Evaluation`: scores, table, rankings, JSON, pandas frame, and plot.
@@ -114,6 +116,13 @@ def evaluate(
     batches = _batches(examples, batch_size)
     first = next(batches)
     sample = (arrays, key, np.int32(0), jax.tree.map(lambda leaf: leaf[0], first[2]))
+    # The batch of one that a file knows programs by: what runs, but whatever the batch size is.
+    sample_batch = (
+        arrays,
+        key,
+        np.zeros(1, np.int32),
+        jax.tree.map(lambda leaf: leaf[:1], first[2]),
+    )
     judge, judge_batch = programs(_judge(metrics))
     batch_programs, fingerprints = {}, {}
     for name, explain in explainers.items():
@@ -123,15 +132,21 @@ def evaluate(
         judge_explainer, judge_explainer_batch = programs(_judge(made))
         batch_programs[name] = attribute_batch, judge_explainer_batch
         try:
-            attributed = attribute.trace(*sample)
-            judged = judge.trace(*sample, attributed.out_info), judge_explainer.trace(*sample)
+            attributed = attribute.trace(*sample).out_info
+            judged = judge.trace(*sample, attributed), judge_explainer.trace(*sample)
         except Exception as error:
             error.add_note(f"evaluate was tracing the explainer {name!r} and its metrics.")
             raise
         for traced in judged:
             _check_scores(traced.out_info, name)
         if path is not None:
-            fingerprints[name] = " ".join(fingerprint(t.jaxpr) for t in (attributed, *judged))
+            traced = attribute_batch.trace(*sample_batch)
+            traced = (
+                traced,
+                judge_batch.trace(*sample_batch, traced.out_info),
+                judge_explainer_batch.trace(*sample_batch),
+            )
+            fingerprints[name] = " ".join(fingerprint(t.jaxpr) for t in traced)
 
     record = Record(explainers, columns)
     if path is not None:
@@ -229,6 +244,12 @@ def _check_scores(returned, name):
 def _batches(examples, batch_size) -> Iterator[tuple[int, int, PyTree]]:
     """Yields the first example's number, how many there are, and a batch of them, padded."""
     if isinstance(examples, tuple):
+        if examples and type(examples[0]) is tuple:
+            raise TypeError(
+                "evaluate: a tuple of examples is read as (xs, *rest), arrays with a leading axis "
+                "of examples, and its first element is a tuple. For one tuple (x, *rest) for each "
+                "example type list(examples)."
+            )
         num = _num_stacked(examples)
         batch_size = min(batch_size, num)
         for start in range(0, num, batch_size):

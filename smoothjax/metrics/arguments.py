@@ -1,13 +1,43 @@
 """What a metric is called with: `metric(params, x, attribution, *rest)`, checked once for all."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from smoothjax.transform import argument, wide_dtype
+from smoothjax.transform import (
+    Explainer,
+    argument,
+    check_argnum,
+    named,
+    signature_with_key,
+    wide_dtype,
+)
 
 PyTree = Any
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def named_metric(
+    name: str, score: Explainer, argnum: int, takes_key: bool
+) -> Callable[[Explainer], Explainer]:
+    """Returns a decorator as `named`, for a function of a score's arguments and an attribution."""
+    signature = signature_with_key(score, takes_key)
+    if signature is not None:
+        place = check_argnum(argnum, name) + 1 + takes_key
+        parameters = list(signature.parameters.values())
+        before, after = parameters[:place], parameters[place:]
+        # After *args, which takes the attribution as well, there is nothing to add.
+        if len(before) == place and all(one.kind in _POSITIONAL for one in before):
+            added = "attribution"
+            while added in signature.parameters:
+                added += "_"
+            parameters = [*before, before[-1].replace(name=added), *after]
+            signature = signature.replace(parameters=parameters)
+    return named(name, score, takes_key, signature)
 
 
 def without_attribution(args: tuple, argnum: int, name: str) -> tuple[tuple, PyTree, PyTree]:

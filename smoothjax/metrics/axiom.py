@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax.attribution.gradient import baseline_like
+from smoothjax.attribution.masking import check_scalar
+from smoothjax.metrics.arguments import like_input, named_metric, without_attribution
+from smoothjax.reductions import check_no_estimate
 from smoothjax.transform import (
     Explainer,
-    argument,
     check_argnum,
     check_callable,
     is_float0,
     is_stochastic,
     keyed,
-    named,
     replace,
-    wide_dtype,
 )
 
 PyTree = Any
@@ -41,7 +41,9 @@ def completeness_error(
       the score is stochastic. The attribution follows the argument that it explains.
 
     Raises:
-      TypeError, ValueError: for bad settings, a missing argument, or a baseline that does not fit.
+      TypeError, ValueError: here for bad settings; when called, before anything runs, for a missing
+        argument, an attribution or a baseline that does not fit x, an `Estimate`, or a score that
+        is no real scalar.
 
     Cost: two evaluations of the score.
 
@@ -59,16 +61,25 @@ def completeness_error(
     argnum = check_argnum(argnum, name)
     inner = keyed(score)
 
-    @named(name, score, takes_key=is_stochastic(score))
+    @named_metric(name, score, argnum, is_stochastic(score))
     def error(key, *args, **kwargs):
-        x = argument(args, argnum, name)
-        attribution = argument(args, argnum + 1, name)
-        args = (*args[: argnum + 1], *args[argnum + 2 :])
+        args, x, attribution = without_attribution(args, argnum, name)
+        leaves = _check_like(attribution, x, name)
         start = baseline_like(baseline, x, name)
-        gain = inner(key, *args, **kwargs) - inner(key, *replace(args, argnum, start), **kwargs)
-        gain = gain.astype(wide_dtype(gain.dtype))
-        leaves = [jnp.asarray(a) for a in jax.tree.leaves(attribution) if not is_float0(a)]
-        total = sum(jnp.sum(a.astype(wide_dtype(a.dtype))).astype(gain.dtype) for a in leaves)
-        return total - gain
+        there = check_scalar(inner(key, *args, **kwargs), name)
+        gain = there - check_scalar(inner(key, *replace(args, argnum, start), **kwargs), name)
+        return sum(jnp.sum(leaf).astype(gain.dtype) for leaf in leaves) - gain
 
     return error
+
+
+def _check_like(attribution, x, name):
+    """The leaves of an attribution of a pytree x that hold numbers, or raises."""
+    check_no_estimate(attribution, name)
+    want, got = jax.tree.structure(x), jax.tree.structure(attribution)
+    if got != want:
+        raise ValueError(
+            f"{name}: an attribution must be a pytree like x, {want!s:.200}; got {got!s:.200}."
+        )
+    pairs = zip(jax.tree.leaves(attribution), jax.tree.leaves(x), strict=True)
+    return [like_input(part, leaf, name) for part, leaf in pairs if not is_float0(part)]

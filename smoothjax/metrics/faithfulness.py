@@ -11,7 +11,6 @@ absolute values. A constant attribution says nothing: its correlations are 0, an
 in a random order that is always the same. One with a NaN gives NaN.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +22,14 @@ import numpy as np
 from smoothjax import reductions, sampling
 from smoothjax.attribution.baselines import blur
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.attribution.masking import PerAxis, check_grid, check_per_axis, check_scalar
-from smoothjax.metrics.arguments import like_input, without_attribution
+from smoothjax.attribution.masking import (
+    PerAxis,
+    check_grid,
+    check_per_axis,
+    check_probability,
+    check_scalar,
+)
+from smoothjax.metrics.arguments import like_input, named_metric, without_attribution
 from smoothjax.metrics.ranking import order
 from smoothjax.metrics.similarity import pearson, spearman
 from smoothjax.noise import check_noise, is_inexact, levels, relative
@@ -40,7 +45,6 @@ from smoothjax.transform import (
     name_of,
     named,
     replace,
-    signature_with_key,
     wide_dtype,
 )
 
@@ -177,7 +181,7 @@ def insertion_curve(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    baseline: Any = _BLURRED,
+    baseline: Any = None,
     axes: Axes = (0, 1),
     argnum: int = 1,
     chunk_size: int = 1,
@@ -193,10 +197,10 @@ def insertion_curve(
       num_steps: the number of steps.
       patch: as in `deletion_curve`.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
-        `blur(10)`, for photos of about 224 pixels. The blur of the source, of 11 x 11 pixels,
+        `blur(10, axes)`, for photos of about 224 pixels. The blur of the source, of 11 x 11 pixels,
         leaves EfficientNet-Lite0 29 % of its probability on photos that it is sure of; this one
         leaves it 1 %.
-      axes: as in `deletion_curve`.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: as in `deletion_curve`.
       chunk_size: as in `deletion_curve`.
 
@@ -223,7 +227,7 @@ def insertion_curve(
     return _along(
         "insertion_curve",
         score,
-        lambda x, like: [(like(baseline), x)],
+        lambda x, like: [(like(_blurred(baseline, axes)), x)],
         lambda curve: curve,
         *settings,
     )
@@ -278,7 +282,7 @@ def insertion(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    baseline: Any = _BLURRED,
+    baseline: Any = None,
     axes: Axes = (0, 1),
     argnum: int = 1,
     chunk_size: int = 1,
@@ -289,8 +293,8 @@ def insertion(
       score: as in `insertion_curve`, and so are all settings.
       num_steps: the number of steps.
       patch: the length of a patch; None for single features.
-      baseline: what x is restored onto; by default x blurred by `blur(10)`.
-      axes: the axes of x that patches span.
+      baseline: what x is restored onto; by default x blurred by `blur(10, axes)`.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -315,7 +319,9 @@ def insertion(
     4.5
     """
     settings = (num_steps, patch, axes, argnum, chunk_size)
-    return _along("insertion", score, lambda x, like: [(like(baseline), x)], _area, *settings)
+    return _along(
+        "insertion", score, lambda x, like: [(like(_blurred(baseline, axes)), x)], _area, *settings
+    )
 
 
 def insertion_minus_deletion(
@@ -323,7 +329,7 @@ def insertion_minus_deletion(
     *,
     num_steps: int = 16,
     patch: PerAxis | None = None,
-    insertion_baseline: Any = _BLURRED,
+    insertion_baseline: Any = None,
     deletion_baseline: Any = 0.0,
     axes: Axes = (0, 1),
     argnum: int = 1,
@@ -338,10 +344,10 @@ def insertion_minus_deletion(
       score: as in `deletion_curve`, and so are the other settings.
       num_steps: the number of steps of each curve.
       patch: the length of a patch; None for single features.
-      insertion_baseline: what x is restored onto; by default x blurred by `blur(10)`, as in
+      insertion_baseline: what x is restored onto; by default x blurred by `blur(10, axes)`, as in
         `insertion_curve`.
       deletion_baseline: what replaces features of x.
-      axes: the axes of x that patches span.
+      axes: the axes of x that patches span, and the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -369,7 +375,7 @@ def insertion_minus_deletion(
     settings = (num_steps, patch, axes, argnum, chunk_size)
 
     def paths(x, like):
-        return [(like(insertion_baseline), x), (x, like(deletion_baseline))]
+        return [(like(_blurred(insertion_baseline, axes)), x), (x, like(deletion_baseline))]
 
     def difference(inserted, deleted):
         return _area(inserted) - _area(deleted)
@@ -432,10 +438,7 @@ def mu_fidelity(
     1.0
     """
     name = "mu_fidelity"
-    if isinstance(subset, bool) or not isinstance(subset, (int, float, np.floating)):
-        raise TypeError(f"{name}: subset must be a number; got {subset!r:.80}.")
-    if not 0 < subset < 1:
-        raise ValueError(f"{name}: subset is a share of all cells, inside (0, 1); got {subset}.")
+    subset = check_probability(subset, f"{name}: subset")
     axes = check_axes(axes, name)
     grid = check_grid(grid, axes, name)
 
@@ -506,7 +509,9 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
         broadcasts to x, or a function of x such as `relative(0.15)`; in the units of x.
 
     Returns:
-      A function `perturbation(key, x)` that returns an array shaped like x, in at least float32.
+      A function `perturbation(key, x)` that returns an array shaped like x, in at least float32:
+      NaN where sigma is 0 everywhere, as `relative` is for a constant x, for no change judges
+      nothing.
 
     Raises:
       TypeError, ValueError: here for a sigma that is no number or negative; when called, for one
@@ -522,7 +527,8 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
     check_noise(name, sigma, None, jax.random.normal)
 
     def perturbation(key, x):
-        (level,) = levels(name, x, sigma, None)
+        level: Any = levels(name, x, sigma, None)[0]
+        level = jnp.where(jnp.any(level != 0), level, jnp.nan)
         eps = jax.random.normal(key, x.shape, wide_dtype(x.dtype))
         # Without the barrier XLA draws the same numbers again for each example of a batch.
         return level * jax.lax.optimization_barrier(eps)
@@ -563,11 +569,13 @@ def infidelity(
 
     Returns:
       A stochastic metric `error(key, params, x, attribution, *rest)` that returns a scalar, 0 or
-      more, in the squared units of the score; lower is better.
+      more, in the squared units of the score; lower is better. NaN by default if x is constant,
+      since the noise is then 0.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a change
-        that is not shaped like x, and as `deletion_curve` does.
+        that is not shaped like x, the default one of an x of one entry, and as `deletion_curve`
+        does.
 
     Cost: `num_samples + 1` evaluations of the score, the memory of `chunk_size` of them.
 
@@ -585,10 +593,16 @@ def infidelity(
     check_callable(perturbation, f"{name}: perturbation")
     sampling.check_loop(name, num_samples, reductions.mean(), chunk_size)
 
-    @_metric(name, score, argnum, takes_key=True)
+    @named_metric(name, score, argnum, takes_key=True)
     def error(key, *args, **kwargs):
         change_key, score_key = jax.random.split(key)
         x, attribution, query = judging(score_key, args, kwargs)
+        if perturbation is _GAUSSIAN and x.size < 2:
+            raise ValueError(
+                f"{name}: the default perturbation is noise relative to max - min of x, and one of "
+                f"shape {x.shape} has none. Type perturbation=gaussian_perturbation(0.1), in the "
+                "units of x."
+            )
         wide = wide_dtype(x.dtype)
 
         def squared_error(draw_key):
@@ -674,7 +688,8 @@ def information_curve(
         that range. The default is for (H, W) and (H, W, channels).
       num_steps: the number of steps.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
-        `blur(10)`, for photos of about 224 pixels.
+        `blur(10)`, for photos of about 224 pixels. For other axes than the first two give your own:
+        `blur(10, axes=(0,))` for signals, `blur(10, axes=(1, 2))` for channels first.
       argnum: as in `deletion_curve`.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -708,9 +723,14 @@ def information_curve(
     check_callable(information, f"{name}: information")
     sampling.check_loop(name, num_steps, reductions.stack(), chunk_size, what="num_steps")
 
-    @_metric(name, score, argnum, is_stochastic(score))
+    @named_metric(name, score, argnum, is_stochastic(score))
     def curve(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
+        if baseline is _BLURRED and x.ndim < 2:
+            raise ValueError(
+                f"{name}: by default x is restored onto itself blurred along its first two axes; "
+                f"got shape {x.shape}. For signals type baseline=blur(10, axes=(0,))."
+            )
         least, most = jnp.min(x), jnp.max(x)
 
         def observe(image):
@@ -739,26 +759,6 @@ def information_curve(
 
 
 _LEVELS = 100
-
-
-def _metric(name, score, argnum, takes_key):
-    """A decorator as `named`, for a function of the score's arguments and an attribution."""
-    signature = signature_with_key(score, takes_key)
-    if signature is not None:
-        place = check_argnum(argnum, name) + 1 + takes_key
-        parameters = list(signature.parameters.values())
-        before, after = parameters[:place], parameters[place:]
-        # After *args, which takes the attribution as well, there is nothing to add.
-        if len(before) == place and all(one.kind in _POSITIONAL for one in before):
-            added = "attribution"
-            while added in signature.parameters:
-                added += "_"
-            parameters = [*before, before[-1].replace(name=added), *after]
-            signature = signature.replace(parameters=parameters)
-    return named(name, score, takes_key, signature)
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _judging(name, score, argnum):
@@ -799,7 +799,7 @@ def _along(name, score, paths, finish, num_steps, patch, axes, argnum, chunk_siz
     patch = None if patch is None else check_per_axis(patch, axes, f"{name}: patch")
     sampling.check_loop(name, num_steps, reductions.stack(), chunk_size, what="num_steps")
 
-    @_metric(name, score, argnum, is_stochastic(score))
+    @named_metric(name, score, argnum, is_stochastic(score))
     def metric(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
         cells = None if patch is None else _patch_cells(x.shape, axes, patch, name)
@@ -812,6 +812,10 @@ def _along(name, score, paths, finish, num_steps, patch, axes, argnum, chunk_siz
         return finish(*(Curve(fraction, value) for value in scores.reshape(len(ends), -1)))
 
     return metric
+
+
+def _blurred(baseline, axes):
+    return blur(10.0, axes) if baseline is None else baseline
 
 
 def _switch(name, observe, rank, counts, paths, chunk_size):
@@ -850,7 +854,7 @@ def _correlation(
     sampling.check_loop(name, num_samples, reductions.stack(), chunk_size)
     check_at_least(num_samples, 2, f"{name}: num_samples")
 
-    @_metric(name, score, argnum, takes_key=True)
+    @named_metric(name, score, argnum, takes_key=True)
     def correlation(key, *args, **kwargs):
         subset_key, score_key = jax.random.split(key)
         x, attribution, query = judging(score_key, args, kwargs)

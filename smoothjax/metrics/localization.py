@@ -170,7 +170,9 @@ def grid_pointing_game(attribution: Any, grid: tuple[int, int], cell: Any) -> ja
     the `relevance_mass_accuracy` of the cell's mask. The paper sums a map over its channels first.
 
     Args:
-      attribution: of a mosaic, an array of real numbers of shape (rows * H, columns * W, ...).
+      attribution: of a mosaic, an array of real numbers of shape (rows * H, columns * W, ...): rows
+        and columns divide the first two axes. That channels are first instead is not noticed where
+        their number divides too: move them last.
       grid: (rows, columns) of the mosaic; the paper has 3 by 3 images, each with its class.
       cell: the number of the cell whose class is explained, from 0, row by row as in `mosaic`; may
         be traced.
@@ -264,6 +266,7 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
       An int32 array of shape (num,).
 
     Raises:
+      TypeError: for traced labels.
       ValueError: if the labels are of fewer classes.
 
     >>> import jax, jax.numpy as jnp, smoothjax as sj
@@ -274,6 +277,12 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
     """
     name = "distinct_classes"
     num = check_at_least(num, 1, f"{name}: num")
+    if isinstance(labels, Tracer):
+        raise TypeError(
+            f"{name}: labels must be known when tracing, for their classes to be counted; got "
+            f"{labels}. Call it outside of jit and vmap, or let the function close over "
+            "np.asarray(labels)."
+        )
     classes, class_of = np.unique(np.ravel(labels), return_inverse=True)
     if num > len(classes):
         raise ValueError(

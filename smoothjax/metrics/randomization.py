@@ -84,6 +84,10 @@ def layers_at_depth(params: PyTree, depth: int = 1) -> dict[str, noise.Rule]:
     that of the alphabet for dictionaries, which know no other. Put what you need in yours:
     `{path: layers[path] for path in ("head", "block2", "block1", "stem")}`.
 
+    Of Flax variables, `{"params": ..., "batch_stats": ...}`, depth 1 finds those two. Take depth 2,
+    and of its layers those that you name, last first: ("params/Dense_0", "params/Conv_1", ...). In
+    the order of the alphabet all "batch_stats" come first.
+
     Args:
       params: a pytree.
       depth: the length of the paths: 1 for "blocks" and "head", 2 for "blocks/0" and "head/kernel".
@@ -244,8 +248,8 @@ def random_logit(
       that does not look at the class.
 
     Raises:
-      TypeError, ValueError: for bad settings, a missing or bad label, or a similarity that is no
-        scalar.
+      TypeError, ValueError: for bad settings, a missing or bad label (NaN is returned if one out of
+        range is traced), or a similarity that is no scalar.
 
     Cost: two explanations.
 
@@ -279,7 +283,9 @@ def random_logit(
         # One loop over the two classes, for half the compiling.
         maps = jax.lax.map(of_class, jnp.stack([label, other]))
         attribution, of_other = (jax.tree.map(operator.itemgetter(i), maps) for i in range(2))
-        return _compare(name, similarity, attribution, of_other)
+        alike = _compare(name, similarity, attribution, of_other)
+        alike = alike.astype(wide_dtype(alike.dtype))  # a count is no NaN
+        return jnp.where((0 <= label) & (label < num_classes), alike, jnp.nan)
 
     return similar
 

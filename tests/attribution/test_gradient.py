@@ -275,7 +275,7 @@ BAD = [
         r"must be shaped like x, \(3,\); got \(4,\)",
     ),
     (lambda: sj.expected_gradients(cubic, X[None])(W, X), TypeError, "takes a PRNG key"),
-    (lambda: completeness_error(cubic)(W, X), TypeError, "argument 2"),
+    (lambda: completeness_error(cubic)(W, X), TypeError, "judges an attribution, which follows"),
 ]
 
 

@@ -272,6 +272,31 @@ def test_baselines_by_default_and_by_function():
     np.testing.assert_allclose(blurred, [expected, total], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((3, 16, 16), (1, 2)), ((40, 3), (0,)), ((40,), (0,)), ((16, 16, 3), (0, 1))],
+)
+def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, axes):
+    x, w = draw(*shape), draw(*shape)
+    blurred = np.sum(w * np.asarray(blur(10.0, axes)(jnp.asarray(x))))
+    settings = {"num_steps": 1, "axes": axes}
+    curve = insertion_curve(linear, **settings)(w, x, w).value
+    np.testing.assert_allclose(curve, [blurred, np.sum(w * x)], rtol=1e-3, atol=1e-4)
+    inserted = insertion(linear, **settings)(w, x, w)
+    np.testing.assert_allclose(inserted, curve.mean(), rtol=1e-5)
+    difference = insertion_minus_deletion(linear, **settings)(w, x, w)
+    np.testing.assert_allclose(difference, inserted - np.sum(w * x) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_information_of_a_signal_needs_a_baseline_of_its_own():
+    x = jnp.asarray(draw(40))
+    settings = {"information": lambda signal: jnp.sum(jnp.abs(jnp.diff(signal)))}
+    with pytest.raises(ValueError, match=r"type baseline=blur\(10, axes=\(0,\)\)"):
+        information_curve(linear, **settings)(x, x, x)
+    own = information_curve(linear, baseline=blur(10, axes=(0,)), **settings)(x, x, x)
+    np.testing.assert_allclose(own.value[-1], np.sum(np.square(x)), rtol=1e-4)
+
+
 def test_more_steps_than_features_repeat_some():
     attribution, x = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0], np.float32)
     curve = deletion_curve(linear, num_steps=7)(np.array([1.0, 4.0, 2.0]), x, attribution)
@@ -582,6 +607,15 @@ def test_gaussian_perturbation_is_noise_of_the_level_it_is_given():
     default = np.asarray(gaussian_perturbation()(KEY, x))
     np.testing.assert_allclose(default, drawn * 0.15 * 4, rtol=1e-5)
     assert gaussian_perturbation(0.1)(KEY, x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_infidelity_by_default_says_nothing_of_a_constant_x():
+    judge = jax.jit(infidelity(linear, num_samples=3))
+    assert np.isnan(judge(KEY, W, jnp.ones(SHAPE), W))
+    assert not np.isnan(judge(KEY, W, jnp.ones(SHAPE).at[0, 0, 0].set(0), W))
+    half = gaussian_perturbation(jnp.array([[[1.0, 0.0]]]))(KEY, jnp.asarray(X))
+    assert np.all(half[..., 1] == 0)
+    assert not np.any(np.isnan(half))
 
 
 # Information
@@ -897,7 +931,11 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: deletion(smooth, argnum=-1), ValueError, "argnum counts"),
         (lambda: information_curve(smooth, information=8), TypeError, "takes a function"),
         (lambda: information_curve(smooth, num_steps=True), TypeError, "num_steps must be"),
-        (lambda: mu_fidelity(smooth, subset=1.0), ValueError, r"inside \(0, 1\); got 1.0"),
+        (
+            lambda: mu_fidelity(smooth, subset=1.0),
+            ValueError,
+            r"subset must be inside \(0, 1\); got 1.0",
+        ),
         (lambda: mu_fidelity(smooth, subset="few"), TypeError, "must be a number; got 'few'"),
         (lambda: mu_fidelity(smooth, grid=0), ValueError, "grid must be at least 1"),
         (lambda: mu_fidelity(smooth, num_samples=1), ValueError, "must be at least 2; got 1"),
@@ -914,7 +952,7 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: deletion(smooth)(W, jnp.arange(3), X[:3, 0, 0]), TypeError, "floating-point"),
         (lambda: deletion(smooth, patch=2)(1.0, X[0, 0], X[0, 0]), ValueError, r"axes \(0, 1\)"),
         (lambda: deletion(smooth, baseline=X[:5])(W, X, X), ValueError, "baseline of shape"),
-        (lambda: insertion(smooth)(1.0, X[0, 0], X[0, 0]), ValueError, "another baseline"),
+        (lambda: insertion(smooth)(1.0, X[0, 0], X[0, 0]), ValueError, r"Type axes=\(0,\)"),
         (lambda: deletion(lambda w, x: x)(W, X, X), TypeError, "real scalar"),
         (lambda: mu_fidelity(smooth)(KEY, W, X, X), ValueError, r"grid of \(9, 9\) .* finer"),
         (lambda: mu_fidelity(smooth)(W, X, X), TypeError, "PRNG key"),
@@ -927,6 +965,11 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
             lambda: infidelity(smooth, perturbation=lambda key, x: 1.0)(KEY, W, X, X),
             ValueError,
             r"shaped like x, \(7, 5, 2\); got one of shape \(\)",
+        ),
+        (
+            lambda: infidelity(smooth)(KEY, 1.0, X[0, 0, :1], X[0, 0, :1]),
+            ValueError,
+            r"infidelity: .* Type perturbation=gaussian_perturbation\(0.1\)",
         ),
         (
             lambda: information_curve(smooth, information=lambda image: image)(W, X, X),

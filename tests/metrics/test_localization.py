@@ -412,6 +412,12 @@ def test_distinct_classes_takes_all_if_asked(key):
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 1.0), "an int"),
         (lambda: distinct_classes(jax.random.key(0), [1, 1, 2], 3), "2 classes"),
         (lambda: distinct_classes(jax.random.key(0), [1, 1, 2], 0), "at least 1"),
+        (
+            lambda: jax.jit(lambda labels: distinct_classes(jax.random.key(0), labels, 2))(
+                np.arange(3)
+            ),
+            r"known when tracing.* close over np.asarray\(labels\)",
+        ),
     ],
 )
 def test_wrong_grids_cells_and_labels_are_errors(call, message):

@@ -368,6 +368,10 @@ def test_layers_of_a_flax_model():
     linears = [nnx.Linear(2, 2, rngs=nnx.Rngs(0)) for _ in range(11)]
     params = nnx.state(nnx.Sequential(*linears), nnx.Param)
     assert list(layers_at_depth(params, 2)) == [f"layers/{i}" for i in range(11)]
+    variables = {"params": {"Dense_0": X, "Conv_10": X, "Conv_9": X}, "batch_stats": {"Norm_0": X}}
+    assert list(layers_at_depth(variables)) == ["batch_stats", "params"]
+    expected = ["batch_stats/Norm_0", "params/Conv_9", "params/Conv_10", "params/Dense_0"]
+    assert list(layers_at_depth(variables, 2)) == expected
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -398,7 +402,7 @@ def test_the_other_class_is_uniform_over_all_others(num_classes):
     keys = jax.random.split(KEY, 600)
     draws = jax.jit(jax.vmap(jax.vmap(metric, (0, None, None, None)), (None, None, None, 0)))
     for label, others in enumerate(draws(keys, None, None, np.arange(num_classes))):
-        counts = np.bincount(others, minlength=num_classes)
+        counts = np.bincount(np.asarray(others, int), minlength=num_classes)
         assert counts.size == num_classes
         assert counts[label] == 0
         assert stats.chisquare(np.delete(counts, label)).pvalue > 1e-3 or num_classes == 2
@@ -449,6 +453,13 @@ def test_random_logit_takes_narrow_labels_and_many_classes():
     keys = jax.random.split(KEY, 50)
     others = jax.jit(jax.vmap(metric, (0, None, None, None)))(keys, None, None, np.uint8(7))
     assert others.max() > 800
+
+
+def test_random_logit_of_a_traced_label_out_of_range_is_nan():
+    """JAX would take another class in silence, and pass -1 for the last one."""
+    metric = jax.jit(random_logit(class_map, 4, similarity=cosine))
+    got = np.array([metric(KEY, CLASSES, X, label) for label in (-1, 0, 3, 4)])
+    np.testing.assert_array_equal(np.isnan(got), [True, False, False, True])
 
 
 def test_random_logit_under_vmap_with_one_key_is_a_loop():

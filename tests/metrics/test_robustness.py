@@ -196,7 +196,7 @@ def test_more_samples_find_more_and_the_first_are_the_same(key):
 
 @pytest.mark.parametrize("metric", [local_lipschitz, average_sensitivity])
 def test_the_chunk_size_is_of_no_consequence(metric, key):
-    got = [run(metric, squared, key, 1.0, X, chunk_size=size) for size in (1, 4)]
+    got = [run(metric, squared, key, 1.0, X, chunk_size=size) for size in (4, 10)]
     np.testing.assert_allclose(got, run(metric, squared, key, 1.0, X), rtol=1e-6)
 
 
@@ -214,6 +214,16 @@ def test_a_key_gives_one_value_and_another_key_another(metric, key):
 def test_what_does_not_change_scores_0(metric, key):
     for constant in (4.0, 0.0):
         assert run(metric, constantly, key, constant, X) == 0
+
+
+@each_metric
+def test_a_radius_that_is_zero_everywhere_is_no_test(metric, key):
+    rule = sj.relative(0.1)
+    assert np.isnan(run(metric, scaled, key, 3.0, jnp.ones(4), radius=rule))
+    assert not np.isnan(run(metric, scaled, key, 3.0, jnp.ones(4).at[0].set(2), radius=rule))
+    traced = jax.jit(lambda radius: metric(scaled, radius=radius)(key, 3.0, X))
+    assert np.isnan(traced(0.0))
+    assert not np.isnan(traced(0.1))
 
 
 def test_an_explanation_that_is_zero_at_x_alone_changes_infinitely(key):
@@ -364,11 +374,21 @@ def test_vmap_is_a_loop_and_may_share_the_draws(metric, key):
     assert all("key<fry>[3" not in line and "u32[3," not in line for line in draws)
 
 
+@each_metric
+def test_one_draw_is_evaluated_at_once_by_default(metric, key):
+    """More would be times the examples of a batch, and times the draws of an explainer."""
+
+    def program(**settings):
+        return str(jax.make_jaxpr(metric(squared, radius=RADIUS, **settings))(key, 1.0, X))
+
+    assert program() == program(chunk_size=1) != program(chunk_size=10)
+
+
 def test_memory_does_not_grow_with_the_number_of_samples(key):
     """But by the index at which each chunk starts: less than a number for each draw."""
 
     def memory(num_samples):
-        made = compiled(max_sensitivity, squared, num_samples=num_samples)
+        made = compiled(max_sensitivity, squared, num_samples=num_samples, chunk_size=10)
         analysis = made.lower(key, 1.0, X).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
