@@ -277,7 +277,7 @@ def test_baselines_by_default_and_by_function():
     [((3, 16, 16), (1, 2)), ((40, 3), (0,)), ((40,), (0,)), ((16, 16, 3), (0, 1))],
 )
 def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, axes):
-    x, w = draw(*shape), draw(*shape)
+    x, w = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     blurred = np.sum(w * np.asarray(blur(10.0, axes)(jnp.asarray(x))))
     settings = {"num_steps": 1, "axes": axes}
     curve = insertion_curve(linear, **settings)(w, x, w).value
@@ -289,7 +289,7 @@ def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, ax
 
 
 def test_information_of_a_signal_needs_a_baseline_of_its_own():
-    x = jnp.asarray(draw(40))
+    x = jnp.sin(jnp.arange(40.0))
     settings = {"information": lambda signal: jnp.sum(jnp.abs(jnp.diff(signal)))}
     with pytest.raises(ValueError, match=r"type baseline=blur\(10, axes=\(0,\)\)"):
         information_curve(linear, **settings)(x, x, x)
