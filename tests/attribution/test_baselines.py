@@ -86,7 +86,7 @@ def test_a_masking_method_hides_behind_them(baseline):
         (lambda: blur(1.0, 0), TypeError, "axes must be a tuple"),
         (lambda: blur(1.0, (0, 0)), ValueError, "different axes"),
         (lambda: blur(1.0)(jnp.ones(3)), ValueError, r"blur: axes \(0, 1\).*shape \(3,\).*Type"),
-        (lambda: blur(1.0, (0, -2))(jnp.ones((3, 3))), ValueError, "different axes of x"),
+        (lambda: blur(1.0, (0, -2))(jnp.ones((3, 3))), ValueError, "different axes of"),
         (lambda: channel_mean(()), ValueError, "one or more"),
         (lambda: channel_mean()(jnp.ones(3)), ValueError, "channel_mean: axes"),
     ],

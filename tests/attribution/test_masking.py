@@ -674,7 +674,7 @@ def test_memory_is_bounded_by_the_chunk(key):
         base = memory(method, 4, few)
         assert memory(method, 4, many) <= base + allowed
         # `rise` and `occlusion` keep the maps of a chunk, to sum them: a third of an image.
-        assert 0.4 * image < (memory(method, 16, few) - base) / 12 < 1.2 * image
+        assert 0.4 * image < (memory(method, 16, few) - base) / 12 < 1.4 * image
 
 
 KEY = jax.random.key(0)
