@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from record import write_record
+from record import archived_photos, write_record
 
 import smoothjax as sj
 from smoothjax import metrics, spectral, zoo
@@ -89,19 +89,10 @@ def means_at(counts):
     return Reduction(init, update, lambda state: state[2])
 
 
-def sure_photos(net, path, num):
-    """Inputs and labels of the first photos whose label has a probability above 1/2."""
-    data = np.load(path)
-    probability = jax.jit(net.probability)
-    chosen = []
-    for photo, label in zip(data["images"], data["labels"], strict=True):
-        x = net.preprocess(photo)
-        if probability(net.params, x, label) > 0.5:
-            chosen.append((x, label))
-        if len(chosen) == num:
-            break
-    xs, labels = zip(*chosen, strict=True)
-    return jnp.stack(xs), jnp.asarray(labels)
+def stacked_photos(net, path, num):
+    """Inputs and labels of the first photos of an archive that the network is sure of."""
+    photos = archived_photos(net, path, num)
+    return jnp.stack([photo.x for photo in photos]), jnp.array([photo.label for photo in photos])
 
 
 def cached(name, compute):
@@ -186,7 +177,7 @@ def gains(name, search, params, xs, labels, maps):
 
 def compare_methods(net, num, path):
     """Question 1, and the faithfulness of each method with and without the filter."""
-    xs, labels = sure_photos(net, path, num)
+    xs, labels = stacked_photos(net, path, num)
     search = make_search(net)
     curves, rows = {}, {}
     for name, explain in methods(net).items():
@@ -311,7 +302,7 @@ def main():
     arguments = parser.parse_args()
 
     net = zoo.load("efficientnet-lite0")
-    xs, labels = sure_photos(net, arguments.photos, arguments.num)
+    xs, labels = stacked_photos(net, arguments.photos, arguments.num)
     curves, compared = compare_methods(net, arguments.num, arguments.photos)
     second = zoo.load("efficientnet-lite2")
     _, compared_second = compare_methods(second, arguments.num_second, arguments.photos)

@@ -67,7 +67,6 @@ class Curve(NamedTuple):
 # So that a program that returns a Curve can be exported.
 jax.export.register_namedtuple_serialization(Curve, serialized_name="smoothjax.Curve")
 
-_BLURRED = blur(10.0)
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -667,7 +666,7 @@ def information_curve(
     *,
     information: Callable[[jax.Array], jax.Array] = residual_bits,
     num_steps: int = 16,
-    baseline: Any = _BLURRED,
+    baseline: Any = None,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -726,7 +725,7 @@ def information_curve(
     @named_metric(name, score, argnum, is_stochastic(score))
     def curve(key, *args, **kwargs):
         x, attribution, query = judging(key, args, kwargs)
-        if baseline is _BLURRED and x.ndim < 2:
+        if baseline is None and x.ndim < 2:
             raise ValueError(
                 f"{name}: by default x is restored onto itself blurred along its first two axes; "
                 f"got shape {x.shape}. For signals type baseline=blur(10, axes=(0,))."
@@ -744,7 +743,7 @@ def information_curve(
 
         rank = _rank(attribution).reshape(attribution.shape)
         counts = np.arange(num_steps + 1) ** 2 * attribution.size // num_steps**2
-        path = (baseline_like(baseline, x, name), x)
+        path = (baseline_like(_blurred(baseline, (0, 1)), x, name), x)
         scores, bits = _switch(name, observe, rank, counts, [path], chunk_size)
         level = ((bits - bits[0]) / (bits[-1] - bits[0])).astype(scores.dtype)
         no_more = level[None, :] <= level[:, None]
