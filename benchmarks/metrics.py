@@ -26,7 +26,7 @@ import quantus
 import scipy.stats
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from record import alternate, bundled_photos, median_ratio, write_record
+from record import alternate, bundled_photos, fastest, median_ratio, write_record
 
 import smoothjax as sj
 from smoothjax import metrics, zoo
@@ -197,15 +197,11 @@ def measure(setup, repeats):
     }
     bare_batch, bare_run, bare_num = fastest_bare(setup)
     for name, (build, in_axes, arguments) in scored.items():
-        runs = {}
-        for size in setup.chunk_sizes:
-            program = jax.jit(jax.vmap(build(size), in_axes)).lower(*arguments).compile()
-            runs[size] = functools.partial(program, *arguments)
-        tried = alternate(runs, 2, pause=0.2)
-        best = min(tried, key=lambda size: min(tried[size]))
-        check_same(name, runs[best], peers[name])
+        sizes = {size: jax.vmap(build(size), in_axes) for size in setup.chunk_sizes}
+        best, run, _ = fastest(sizes, arguments, 2, pause=0.2)
+        check_same(name, run, peers[name])
         times = alternate(
-            {"ours": runs[best], "quantus": peers[name], "bare": bare_run}, repeats, pause=0.2
+            {"ours": run, "quantus": peers[name], "bare": bare_run}, repeats, pause=0.2
         )
         row = {
             "chunk_size": best,
@@ -234,16 +230,12 @@ def fastest_bare(setup):
 
         return jax.lax.scan(step, 0.0, images.reshape(-1, size, *images.shape[1:]))[0]
 
-    num, runs = len(setup.xs), {}
-    rounds = 16
+    num, rounds = len(setup.xs), 16
     scales = jnp.linspace(0.5, 1.0, rounds)[:, None, None, None, None]
     images = (scales * setup.xs[None]).reshape(-1, *setup.xs.shape[1:])
-    for size in (num, 2 * num, 4 * num):
-        program = jax.jit(functools.partial(scan, size=size)).lower(setup.params, images).compile()
-        runs[size] = functools.partial(program, setup.params, images)
-    times = alternate(runs, 3, pause=0.2)
-    best = min(times, key=lambda size: min(times[size]))
-    return best, runs[best], rounds * num
+    sizes = {size: functools.partial(scan, size=size) for size in (num, 2 * num, 4 * num)}
+    best, run, _ = fastest(sizes, (setup.params, images), 3, pause=0.2)
+    return best, run, rounds * num
 
 
 def check_same(name, ours, theirs):

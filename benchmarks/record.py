@@ -1,6 +1,7 @@
 """What benchmarks share: photos, timing, and a record with machine, versions and date."""
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -68,6 +69,17 @@ def alternate(runs, repeats, pause=0.0):
             time.sleep(pause)
             times[name].append(seconds(run))
     return times
+
+
+def fastest(functions, arguments, repeats, pause=0.0):
+    """The key of the function that runs fastest, a run of it, and the least seconds of each."""
+    runs = {
+        key: functools.partial(jax.jit(fun).lower(*arguments).compile(), *arguments)
+        for key, fun in functions.items()
+    }
+    least = {key: min(times) for key, times in alternate(runs, repeats, pause).items()}
+    best = min(least, key=least.__getitem__)
+    return best, runs[best], least
 
 
 def median_ratio(times, others):
