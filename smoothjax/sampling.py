@@ -27,7 +27,7 @@ from smoothjax.reductions import (
     mean_and_stderr,
     relative_error,
 )
-from smoothjax.transform import check_at_least, is_float0
+from smoothjax.transform import check_at_least, check_number, is_float0
 
 PyTree = Any
 
@@ -202,11 +202,7 @@ def _check_tolerance(name, tolerance, reduction):
         )
     if isinstance(tolerance, Tracer):
         return
-    if isinstance(tolerance, jax.Array) and tolerance.ndim == 0:
-        tolerance = tolerance.item()
-    if not isinstance(tolerance, (int, float, np.number)) or isinstance(tolerance, bool):
-        raise TypeError(f"{name}: tolerance must be a number; got {tolerance!r:.80}.")
-    if not tolerance > 0:
+    if not check_number(tolerance, f"{name}: tolerance") > 0:
         raise ValueError(f"{name}: tolerance must be above 0, like 0.1; got {tolerance}.")
 
 

@@ -32,6 +32,7 @@ from smoothjax.transform import (
     check_axes,
     check_callable,
     check_integer,
+    check_number,
     is_stochastic,
     keyed,
     named,
@@ -636,25 +637,17 @@ def _check_axes(axes, name):
 
 def _check_cutoff(cutoff, what):
     """Returns a cut-off as a float, or as it is if traced, or raises."""
-    is_number = isinstance(cutoff, (int, float, np.generic, np.ndarray, jax.Array))
-    dtype = jnp.result_type(cutoff) if is_number and not isinstance(cutoff, bool) else None
-    if dtype is None or not (
-        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    ):
-        raise TypeError(
-            f"{what} must be a real number, a radius in cycles per image like 15; got "
-            f"{cutoff!r:.80}."
-        )
-    if jnp.shape(cutoff) != ():
+    if isinstance(cutoff, (np.ndarray, jax.Array)) and cutoff.shape != ():
         raise ValueError(
-            f"{what} must be one number; got an array of shape {jnp.shape(cutoff)}. For many "
+            f"{what} must be one number; got an array of shape {cutoff.shape}. For many "
             "cut-offs in one program, use jax.lax.map or jax.vmap, or best_cutoff."
         )
-    if isinstance(cutoff, Tracer):
+    if isinstance(cutoff, Tracer) and jnp.isdtype(cutoff.dtype, ("integral", "real floating")):
         return cutoff
-    if not float(cutoff) >= 0:
+    number = check_number(cutoff, what)
+    if not number >= 0:
         raise ValueError(f"{what} must be 0 or more, in cycles per image; got {cutoff}.")
-    return float(cutoff)
+    return number
 
 
 def _check_cutoffs(cutoffs):

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 PyTree = Any
 Explainer = Callable[..., PyTree]
@@ -177,6 +179,19 @@ def check_at_least(value: Any, least: int, what: str) -> int:
     if number < least:
         raise ValueError(f"{what} must be at least {least}; got {number}.")
     return number
+
+
+def check_number(value: Any, what: str) -> float:
+    """Returns a real number that is known, or an array of one, as a float, or raises."""
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    if is_array and np.shape(value) == () and not isinstance(value, Tracer):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number; got {value!r:.80}.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be a number that a float can hold.") from None
 
 
 def check_axes(axes: Any, name: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from smoothjax.transform import check_at_least, check_callable
+from smoothjax.transform import check_at_least, check_callable, check_number
 
 
 class ChunkCost(NamedTuple):
@@ -95,10 +95,8 @@ def tune_chunk_size(
         raise ValueError(
             f"tune_chunk_size: candidates must be one or more different sizes; got {candidates!r}."
         )
-    if not isinstance(memory_limit, (int, float)) or not memory_limit > 0:
-        raise ValueError(
-            f"tune_chunk_size: memory_limit must be a number of bytes; got {memory_limit!r:.80}."
-        )
+    if not check_number(memory_limit, "tune_chunk_size: memory_limit") > 0:
+        raise ValueError(f"tune_chunk_size: memory_limit must be above 0; got {memory_limit}.")
     check_at_least(repeats, 1, "tune_chunk_size: repeats")
 
     needed, programs = {}, {}

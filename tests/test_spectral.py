@@ -397,6 +397,7 @@ def test_forgrad_of_maps_without_channels(shape):
         (jnp.bool_(True), TypeError),
         (1j, TypeError),
         ([15], TypeError),
+        (10**400, ValueError),
     ],
 )
 def test_a_wrong_cutoff_is_an_error_at_build_time(cutoff, error):

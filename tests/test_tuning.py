@@ -162,10 +162,10 @@ def test_the_table_reads_well():
         ({"candidates": (1.5,)}, TypeError, "each of candidates must be a Python int"),
         (
             {"memory_limit": "1 GB"},
-            ValueError,
-            "memory_limit must be a number of bytes; got '1 GB'",
+            TypeError,
+            "memory_limit must be a number; got '1 GB'",
         ),
-        ({"memory_limit": 0}, ValueError, "memory_limit must be a number of bytes; got 0"),
+        ({"memory_limit": 0}, ValueError, "memory_limit must be above 0; got 0"),
         ({"repeats": 0}, ValueError, "repeats must be at least 1; got 0"),
     ],
 )

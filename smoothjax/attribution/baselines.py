@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax.noise import is_inexact
-from smoothjax.transform import axes_of, check_axes, wide_dtype
+from smoothjax.transform import axes_of, check_axes, check_number, wide_dtype
 
 PyTree = Any
 
@@ -106,8 +106,7 @@ def _of_leaves(fun):
 
 
 def _check_sigma(sigma):
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.number)):
-        raise TypeError(f"blur: sigma must be a number, known when building; got {sigma!r:.80}.")
-    if not 0 < sigma < math.inf:
+    number = check_number(sigma, "blur: sigma")
+    if not 0 < number < math.inf:
         raise ValueError(f"blur: sigma must be above 0 and finite; got {sigma}.")
-    return float(sigma)
+    return number

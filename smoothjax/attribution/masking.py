@@ -27,6 +27,7 @@ from smoothjax.transform import (
     check_at_least,
     check_axes,
     check_callable,
+    check_number,
     is_stochastic,
     keyed,
     named,
@@ -615,11 +616,10 @@ def _grid_of(one, grid, name):
 
 def check_probability(value: Any, what: str) -> float:
     """Returns a number above 0 and below 1 as a float, or raises."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-        raise TypeError(f"{what} must be a number; got {value!r:.80}.")
-    if not 0 < value < 1:
+    number = check_number(value, what)
+    if not 0 < number < 1:
         raise ValueError(f"{what} must be inside (0, 1); got {value}.")
-    return float(value)
+    return number
 
 
 def check_scalar(value: Any, name: str) -> jax.Array:
