@@ -179,7 +179,7 @@ def _with_prediction(net: "Network", explain: Explainer) -> Explainer:
     @sj.stochastic
     def pair(key, params, x, label, predicted):
         logits = net.apply(params, jnp.expand_dims(x, 0))[0]
-        kept = jnp.argmax(logits) == predicted
+        kept = jax.lax.argmax(logits, 0, jnp.int32) == predicted
         return explain(key, params, x, label), kept.astype(jnp.float32)
 
     return pair

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import smoothjax as sj
-from smoothjax import reductions
+from smoothjax import attribution, metrics, reductions
 
 X = jnp.array([0.3, -0.7, 1.1])
 BOUNDS = (-2.0, 2.0)
@@ -314,3 +314,39 @@ def test_the_arguments_are_not_changed(explain, key):
     before = jax.tree.map(np.copy, params)
     sj.noisegrad(explain, num_samples=3)(key, params, np.asarray(X))
     close(params, before, rtol=0, atol=0)
+
+
+def _of_image(params, x):
+    return jnp.tanh(jnp.sum(params * x))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(np.float32)
+RANDOM = {
+    "smoothgrad": sj.smoothgrad(sj.saliency(_of_image), 0.1, num_samples=2),
+    "noisegrad": sj.noisegrad(sj.saliency(_of_image), 0.1, num_samples=2),
+    "expected_gradients": sj.expected_gradients(_of_image, IMAGES[1:], num_samples=3),
+    "rise": attribution.rise(_of_image, num_samples=5, grid=2),
+    "sobol": attribution.sobol(_of_image, num_designs=4, grid=2),
+    "hsic": attribution.hsic(_of_image, num_samples=5, grid=2),
+    "max_sensitivity": metrics.max_sensitivity(sj.saliency(_of_image), radius=0.1, num_samples=2),
+    "mu_fidelity": lambda key, params, x: metrics.mu_fidelity(
+        _of_image, grid=2, num_samples=6, similarity=metrics.similarity.pearson
+    )(key, params, x, IMAGES[1]),
+    "infidelity": lambda key, params, x: metrics.infidelity(_of_image, num_samples=3)(
+        key, params, x, IMAGES[1]
+    ),
+    "distinct_classes": lambda key, params, x: metrics.distinct_classes(key, [0, 1, 2, 0, 1, 2], 3),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_draws_do_not_depend_on_whether_64_bits_are_enabled(name, key):
+    answers = []
+    for enabled in (False, True):
+        with jax.enable_x64(enabled):
+            answers.append(RANDOM[name](key, 0.1 * IMAGES[1], IMAGES[0]))
+    plain, enabled = answers
+    assert enabled.dtype == plain.dtype
+    np.testing.assert_allclose(enabled, plain, rtol=1e-4, atol=1e-6)
+    other = RANDOM[name](jax.random.key(9), 0.1 * IMAGES[1], IMAGES[0])
+    assert not np.allclose(other, plain, rtol=1e-3)

@@ -3,6 +3,8 @@
 Also its lines that split a network in two, for Grad-CAM and for noise at an inner layer.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from flax import linen, nnx
 
 import smoothjax as sj
 
-X = jnp.linspace(-1.0, 1.0, 8)
+X = jnp.linspace(-1.0, 1.0, 8, dtype=jnp.float32)
 PHOTO = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 3)), jnp.float32)
 
 
@@ -20,7 +22,7 @@ def plain():
     def score(params, x, label):
         return jnp.tanh(x @ params["kernel"])[label]
 
-    return score, {"kernel": jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)}
+    return score, {"kernel": jnp.linspace(-1.0, 1.0, 24, dtype=jnp.float32).reshape(8, 3)}
 
 
 def flax_linen():
@@ -59,7 +61,7 @@ def flax_nnx():
 
 
 def equinox():
-    model = eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(0))
+    model = eqx.nn.MLP(8, 3, 16, 1, dtype=jnp.float32, key=jax.random.key(0))
 
     def score(model, x, label):
         return model(x)[label]
@@ -118,7 +120,7 @@ def test_by_path_reaches_the_kernels_of_each_library(model):
 
 def attention(params, x):
     q, k, v = (x @ params[name] for name in ("q", "k", "v"))
-    weights = jax.nn.softmax(q @ k.T / jnp.sqrt(jnp.float32(k.shape[-1])))
+    weights = jax.nn.softmax(q @ k.T / math.sqrt(k.shape[-1]))
     return x + weights @ v
 
 

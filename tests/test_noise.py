@@ -141,7 +141,7 @@ def test_functions_inside_an_argument_pass_untouched():
 
 def test_half_precision_noise_is_drawn_in_float32():
     """In bfloat16, 256 + 0.6 eps is one of few values; the noise must be rounded only once."""
-    wide = draws_of(jnp.full(1000, 256.0), 0.6, num_samples=1)
+    wide = draws_of(jnp.full(1000, 256.0, jnp.float32), 0.6, num_samples=1)
     half = draws_of(jnp.full(1000, 256.0, jnp.bfloat16), 0.6, num_samples=1)
     np.testing.assert_array_equal(half, wide.astype(jnp.bfloat16))
 
@@ -313,7 +313,7 @@ def test_bad_rules_are_refused_when_building(build, error, message):
 
 
 BAD_CALLS = [
-    (jnp.arange(3), {}, TypeError, "needs floating-point arrays.*int32.*astype"),
+    (jnp.arange(3, dtype=jnp.int32), {}, TypeError, "needs floating-point arrays.*int32.*astype"),
     (np.zeros((2, 2), np.uint8), {}, TypeError, "uint8"),
     (3.0, {}, TypeError, "a Python float"),
     ((), {}, TypeError, "no leaves at all"),

@@ -10,11 +10,11 @@ from scipy import optimize, stats
 
 import smoothjax as sj
 
-W = jnp.array([1.0, -2.0, 0.5, 1.5])
+W = jnp.array([1.0, -2.0, 0.5, 1.5], jnp.float32)
 
 
 def predict(params, x):
-    return jnp.stack([0.0, 1.0]) * (params @ x)
+    return jnp.array([0.0, 1.0], x.dtype) * (params @ x)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def analytic_drop(sigma, xs, labels):
     sign = 2 * labels - 1
     right = stats.norm.cdf(sign * (xs @ w) / (sigma * np.linalg.norm(xs * w, axis=1)))
     clean = np.mean(sign * (xs @ w) > 0)
-    return 1 - (np.mean(right) - 0.5) / (clean - 0.5)
+    return float(1 - (np.mean(right) - 0.5) / (clean - 0.5))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
@@ -40,7 +40,7 @@ def test_drop_of_a_linear_classifier(sigma, data, key):
     xs, labels = data
     drop = jax.jit(sj.accuracy_drop(predict, W, xs, labels, sigma, num_samples=400))(key)
     # Given these examples only the draws vary; the stated error covers examples as well.
-    assert abs(drop.mean - analytic_drop(sigma, xs, labels)) < 3 * drop.stderr
+    assert abs(float(drop.mean) - analytic_drop(sigma, xs, labels)) < 3 * drop.stderr
     assert drop.num_samples == 400
 
 
@@ -105,7 +105,7 @@ def test_the_batch_size_changes_nothing(batch_size, data, key):
 
 def test_the_noise_is_that_of_noisegrad(data, key):
     """Same key, level, mask and sampler: the weights judged are those that NoiseGrad explains."""
-    params = {"w": W, "scale": jnp.array([1.0])}
+    params = {"w": W, "scale": jnp.array([1.0], W.dtype)}
     options = {
         "num_samples": 5,
         "where": {"w": True, "scale": False},
@@ -141,13 +141,13 @@ def test_the_search_recovers_the_analytic_level(target, data, key):
         batch_size=400,
     )
     found = find(key)
-    assert abs(found.sigma - truth) < 3 * found.stderr
+    assert abs(float(found.sigma) - truth) < 3 * found.stderr
     assert found.stderr < 0.5 * truth
     np.testing.assert_allclose(found.drop.mean, target, atol=0.01)
     slope = (analytic_drop(truth * 1.01, xs, labels) - analytic_drop(truth / 1.01, xs, labels)) / (
         truth * (1.01 - 1 / 1.01)
     )
-    np.testing.assert_allclose(found.stderr, found.drop.stderr / slope, rtol=0.3)
+    np.testing.assert_allclose(found.stderr, float(found.drop.stderr) / slope, rtol=0.3)
 
 
 @pytest.mark.parametrize("interval", [(1e-4, 1e-3), (5.0, 10.0)])

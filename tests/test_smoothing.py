@@ -147,7 +147,7 @@ def test_adaptgrad_draws_leave_the_bounds_no_more_often_than_allowed(key):
         reduction=reductions.stack(),
         chunk_size=n,
     )(key, x)
-    outside = np.mean((draws < lo[None, None]) | (draws > hi[None, None]), axis=0)
+    outside = np.mean(np.asarray((draws < lo[None, None]) | (draws > hi[None, None])), axis=0)
     allowed = 1 - confidence
     inside_rows = slice(2, 5)
     assert np.all(outside[inside_rows] < allowed + 5 * np.sqrt(allowed * confidence / n))

@@ -320,7 +320,7 @@ def test_lowpass_commutes_with_smoothing(key, params, score):
     def explain(params, x):
         return jax.vmap(jax.grad(score, argnums=1), in_axes=(None, 0))(params, x)
 
-    x = random_map((8, 3))
+    x = random_map((8, 3), dtype=float)
     for smooth in (sj.smoothgrad, sj.noisegrad):
         smooth = functools.partial(smooth, sigma=0.3, num_samples=2)
         inside = jax.jit(smooth(lowpass(explain, 2, axes=(0,))))(key, params, x)
@@ -546,6 +546,7 @@ def test_signal_and_noise_are_unbiased(key):
         (rings.power - rings.noise, direct_spectrum(signal)),
     )
     for estimate, truth in truths:
+        estimate = np.asarray(estimate)
         error = np.std(estimate, axis=0, ddof=1) / math.sqrt(runs)
         z = (np.mean(estimate, axis=0) - truth) / error
         assert np.all(np.abs(z) < 4)
@@ -648,7 +649,7 @@ def explain_squares(params, x, label):
 
 @pytest.fixture
 def batch():
-    return random_map((6, 7, 8, 2)), jnp.arange(6.0)
+    return random_map((6, 7, 8, 2)), jnp.arange(6, dtype=jnp.float32)
 
 
 def test_best_cutoff_scores_every_example_at_every_cutoff(batch):
@@ -691,7 +692,7 @@ def test_best_cutoff_passes_keys_on(key, batch):
 
     @sj.stochastic
     def judged(key, params, x, attribution, label):
-        return jnp.vdot(attribution, jax.random.normal(key, attribution.shape)) + label
+        return jnp.vdot(attribution, jax.random.normal(key, attribution.shape, np.float32)) + label
 
     search = best_cutoff(noisy, judged, CUTOFFS)
     assert sj.is_stochastic(search)
@@ -732,7 +733,7 @@ def revealing_search(cutoffs):
     """A search in which x is the scores of an example, by cut-off."""
 
     def reveal(explain, cutoff):
-        return lambda: jnp.sum(jnp.where(np.asarray(cutoffs, np.float32) == cutoff, explain(), 0))
+        return lambda: jnp.sum(jnp.where(np.asarray(cutoffs, cutoff.dtype) == cutoff, explain(), 0))
 
     return jax.jit(best_cutoff(identity, lambda p, x, a: a, cutoffs, transform=reveal))
 
@@ -791,7 +792,7 @@ def test_nan_scores_are_passed_on():
 
 def test_a_flat_curve_warns_when_it_can(batch):
     def unfiltered(explain, cutoff):
-        return lambda: cutoff * explain()[0, 0, 0]
+        return lambda: cutoff.astype(np.float32) * explain()[0, 0, 0]
 
     flat = best_cutoff(identity, lambda p, x, a: x[0, 0, 0], CUTOFFS, transform=unfiltered)
     with pytest.warns(UserWarning, match="flat within its errors: on 6 examples") as caught:

@@ -101,9 +101,10 @@ def test_a_batch_leaves_weights_and_counter_unbatched(key):
     )
     batch = jax.vmap(explain, in_axes=(None, None, 0))
     text = str(jax.make_jaxpr(batch)(key, params, jnp.stack([X] * 5)))
-    assert "f32[17,40]" in text
+    width = "f64" if jax.config.jax_enable_x64 else "f32"
+    assert f"{width}[17,40]" in text
     assert "while" in text
-    for batched in ("f32[5,17,40]", "key<fry>[5]", "i32[5]", "u32[5]"):
+    for batched in (f"{width}[5,17,40]", "key<fry>[5]", "i32[5]", "u32[5]"):
         assert batched not in text
 
 

@@ -113,7 +113,11 @@ def test_explainers_of_x_alone(key):
 
 BAD_KEYS = [
     ((), TypeError, r"needs a PRNG key as its first positional argument: smoothgrad\(score\)"),
-    ((jnp.ones(3), X), TypeError, r"takes a PRNG key.*dtype float32.*jax.random.key\(0\)"),
+    (
+        (jnp.ones(3, jnp.float32), X),
+        TypeError,
+        r"takes a PRNG key.*dtype float32.*jax.random.key\(0\)",
+    ),
     (({"w": 1.0}, X), TypeError, "takes a PRNG key.*got a dict"),
     ((0, jnp.ones(3), X), TypeError, "takes a PRNG key.*got a int"),
     ((jax.random.PRNGKey(0), jnp.ones(3), X), TypeError, "raw uint32.*wrap_key_data"),

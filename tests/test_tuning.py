@@ -55,7 +55,7 @@ def test_the_median_of_calls_in_turn_decides(monkeypatch):
 def test_bytes_are_of_the_result_and_of_what_lies_between():
     tuning = tune_chunk_size(outer, X, candidates=(1, 8))
     small, large = (row.bytes for row in tuning.table)
-    assert large - small == pytest.approx(7 * 4000, rel=0.05)
+    assert large - small == pytest.approx(7 * 1000 * X.itemsize, rel=0.05)
 
     def through_a_matrix(chunk_size):
         def function(x):
@@ -64,7 +64,7 @@ def test_bytes_are_of_the_result_and_of_what_lies_between():
         return function
 
     (row,) = tune_chunk_size(through_a_matrix, X, candidates=(64,)).table
-    assert row.bytes >= 64 * 4000
+    assert row.bytes >= 64 * 1000 * X.itemsize
 
 
 def test_candidates_over_the_memory_limit_are_not_run():

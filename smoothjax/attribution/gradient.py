@@ -249,9 +249,9 @@ def expected_gradients(
 
         def draw(draw_key):
             baseline_key, time_key, inner_key = jax.random.split(draw_key, 3)
-            i = jax.random.randint(baseline_key, (), 0, num_baselines)
+            i = jax.random.randint(baseline_key, (), 0, num_baselines, jnp.int32)
             start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], baselines)
-            t = jax.random.uniform(time_key)
+            t = jax.random.uniform(time_key, dtype=jnp.float32)
             slope = gradient(inner_key, _between(start, x, t), args, kwargs)
             return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 

@@ -384,7 +384,8 @@ def hsic(
         design_key, inner_key = jax.random.split(key)
 
         def evaluate(i):
-            visible = jax.random.bernoulli(jax.random.fold_in(design_key, i), 0.5, (num_cells,))
+            half = jnp.float32(0.5)
+            visible = jax.random.bernoulli(jax.random.fold_in(design_key, i), half, (num_cells,))
             return visible, query(inner_key, [visible[cell_of] for cell_of in cells])
 
         visible, scores = sampling.accumulate(
@@ -511,7 +512,8 @@ def _random_mask(key, one, grid, probability):
     coarse = list(one.shape)
     for axis, cells in zip(one.axes, grid, strict=True):
         coarse[axis] = cells
-    mask = jax.random.bernoulli(cells_key, probability, coarse).astype(jnp.float32)
+    visible = jax.random.bernoulli(cells_key, jnp.float32(probability), coarse)
+    mask = visible.astype(jnp.float32)
     shift_keys = jax.random.split(shift_key, len(one.axes))
     for axis, cells, key in zip(one.axes, grid, shift_keys, strict=True):
         mask = _stretch(key, mask, axis, one.shape[axis], cells)
@@ -523,7 +525,7 @@ def _stretch(key, mask, axis, size, cells):
     if cells == size:  # every position is a cell
         return mask
     cell_size = math.ceil(size / cells)
-    shift = jax.random.randint(key, (), 0, cell_size)
+    shift = jax.random.randint(key, (), 0, cell_size, jnp.int32)
     places = jnp.arange(size, dtype=mask.dtype) + shift.astype(mask.dtype) + 0.5
     centres = jnp.clip(places * (cells / ((cells + 1) * cell_size)) - 0.5, 0, cells - 1)
     distances = jnp.abs(centres[:, None] - jnp.arange(cells, dtype=mask.dtype)[None])
@@ -551,12 +553,12 @@ def _cells(maps, grid, name):
 def _designs(key, num, cells):
     """The designs A and B, (2, num, cells): for each cell a shuffled lattice in the unit square."""
     order_key, shift_key, place_key = jax.random.split(key, 3)
-    order = jnp.argsort(jax.random.uniform(order_key, (num, cells)), axis=0)
-    lattice = jnp.asarray(np.arange(num) * _near_golden(num) % num, order.dtype)
+    order = jnp.argsort(jax.random.uniform(order_key, (num, cells), jnp.float32), axis=0)
+    lattice = jnp.asarray(np.arange(num) * _near_golden(num) % num, jnp.int32)
     # Shifted at random, so that on average A and B of a cell are independent.
-    shift = jax.random.randint(shift_key, (1, cells), 0, num, order.dtype)
-    intervals = jnp.stack([order, (lattice[order] + shift) % num])
-    place = jax.random.uniform(place_key, intervals.shape)
+    shift = jax.random.randint(shift_key, (1, cells), 0, num, jnp.int32)
+    intervals = jnp.stack([order.astype(jnp.int32), (lattice[order] + shift) % num])
+    place = jax.random.uniform(place_key, intervals.shape, jnp.float32)
     return (intervals.astype(place.dtype) + place) / num
 
 

@@ -291,7 +291,7 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
         )
     class_key, example_key = jax.random.split(key)
     chosen = jax.random.choice(class_key, len(classes), (num,), replace=False)
-    lot = jax.random.uniform(example_key, class_of.shape)
+    lot = jax.random.uniform(example_key, class_of.shape, jnp.float32)
     drawn = jnp.where(class_of[None, :] == chosen[:, None], lot[None, :], -1.0)
     return jnp.argmax(drawn, axis=1).astype(jnp.int32)
 

@@ -112,7 +112,7 @@ def test_signals_and_keyword_arguments(length):
     def head(params, activations, *, label):
         return (jnp.mean(activations, axis=0) @ params)[label]
 
-    x = jnp.linspace(-1.0, 1.0, 3 * length).reshape(length, 3)  # of mean 0
+    x = jnp.linspace(-1.0, 1.0, 3 * length, dtype=jnp.float32).reshape(length, 3)  # of mean 0
     a, slope = np.asarray(ACTIVATIONS[0]), np.asarray(WEIGHTS)[:, 1] / 4
     got = gradcam(features, head)(WEIGHTS, x, label=1)
     assert got.shape == (length, 1)
@@ -163,7 +163,7 @@ def flax_linen():
             return self.head(self.features(images))
 
     model = Network()
-    params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3), jnp.float32))
 
     def features(params, x):
         return model.apply(params, x[None], method="features")[0]
@@ -210,7 +210,7 @@ def flax_nnx():
 @pytest.mark.parametrize("library", [flax_linen, flax_nnx])
 def test_flax_networks_under_smoothing(library, method, key):
     params, features, head, score = library()
-    x = jax.random.normal(jax.random.key(3), (8, 8, 3))
+    x = jax.random.normal(jax.random.key(3), (8, 8, 3), jnp.float32)
     label = 1
     np.testing.assert_allclose(
         head(params, features(params, x), label), score(params, x, label), rtol=1e-5
@@ -232,7 +232,7 @@ def test_flax_networks_under_smoothing(library, method, key):
 def test_noise_at_an_inner_layer(key):
     """SmoothGrad of the head, as a function of the activations that `features` makes."""
     params, features, head, _ = flax_linen()
-    x = jax.random.normal(jax.random.key(3), (8, 8, 3))
+    x = jax.random.normal(jax.random.key(3), (8, 8, 3), jnp.float32)
     explain = sj.smoothgrad(sj.saliency(head), 0.1, num_samples=3)
     got = jax.jit(explain)(key, params, features(params, x), 1)
     # The head is linear, so its gradient does not notice the noise.
@@ -261,7 +261,7 @@ BAD = [
         r"activations \(h, w, channels\) of one example; got shape \(3,\)",
     ),
     (
-        lambda: gradcam(identity, lambda p, a: jnp.sum(a))(None, jnp.ones((3, 3), int)),
+        lambda: gradcam(identity, lambda p, a: jnp.sum(a))(None, jnp.ones((3, 3), jnp.int32)),
         ValueError,
         "real floating-point activations.*dtype int32",
     ),

@@ -165,7 +165,7 @@ def test_functions_and_numbers_among_the_leaves_get_float0():
 def test_double_precision_numpy_inputs_need_no_warning():
     x = np.asarray(X, np.float64)
     attribution = sj.integrated_gradients(cubic)(W, x)
-    assert attribution.dtype == jnp.float32
+    assert attribution.dtype == X.dtype
     np.testing.assert_allclose(completeness_error(cubic)(W, x, attribution), 0.0, atol=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_every_method_goes_through_every_transform(smooth, method, key):
 
 BAD = [
     (
-        lambda: sj.saliency(cubic)(W, jnp.arange(3)),
+        lambda: sj.saliency(cubic)(W, jnp.arange(3, dtype=jnp.int32)),
         TypeError,
         "saliency needs floating-point.*int32",
     ),

@@ -41,7 +41,7 @@ def test_attributions_are_widened_and_otherwise_left_alone():
     ("attribution", "message"),
     [
         (jnp.array([True]), "bool"),
-        (jnp.array([1j]), "complex64"),
+        (jnp.array([1j], jnp.complex64), "complex64"),
         (np.zeros(3, jax.dtypes.float0), "float0"),
         (jnp.zeros((2, 0)), r"\(2, 0\)"),
         ({"a": jnp.ones(2)}, "got a dict"),

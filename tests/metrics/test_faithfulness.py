@@ -298,8 +298,8 @@ def test_information_of_a_signal_needs_a_baseline_of_its_own():
 
 
 def test_more_steps_than_features_repeat_some():
-    attribution, x = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0], np.float32)
-    curve = deletion_curve(linear, num_steps=7)(np.array([1.0, 4.0, 2.0]), x, attribution)
+    attribution, x, w = np.float32([[3, 1, 2], [1, 1, 1], [1, 4, 2]])
+    curve = deletion_curve(linear, num_steps=7)(w, x, attribution)
     np.testing.assert_allclose(curve.fraction * 3, [0, 0, 0, 1, 1, 2, 2, 3], rtol=1e-6)
     np.testing.assert_allclose(curve.value, [7, 7, 7, 6, 6, 4, 4, 0], rtol=1e-6)
 
@@ -368,7 +368,7 @@ def test_best_cutoff_takes_the_difference():
 
 
 def test_area_is_the_trapezoidal_rule_and_keeps_marks():
-    fraction, value = np.sort(RNG.random(9)), draw(9)
+    fraction, value = np.sort(RNG.random(9, np.float32)), draw(9)
 
     def made(params, x, attribution):
         return Curve(jnp.asarray(fraction), jnp.asarray(value))
@@ -565,7 +565,7 @@ def test_infidelity_of_a_quadratic_score_is_its_expectation():
         stderr = np.std(errors**2) / np.sqrt(draws)
         expected = least + sigma**2 * np.sum(off**2)
         assert stderr < 0.03 * expected
-        assert abs(judge(KEY, None, x, a @ x + b + off) - expected) < 4 * stderr
+        assert abs(float(judge(KEY, None, x, a @ x + b + off)) - expected) < 4 * stderr
 
 
 def test_infidelity_of_one_change_is_the_error_of_completeness():
@@ -590,7 +590,7 @@ def test_infidelity_draws_each_change_with_a_key_of_its_own():
 
 def test_infidelity_counts_a_change_as_it_is_rounded():
     """In bfloat16 x moves by steps of 1 / 128, and the linear score follows them exactly."""
-    x, w = jnp.linspace(1, 1.9, 8, dtype=jnp.bfloat16), jnp.linspace(-1, 1, 8)
+    x, w = jnp.linspace(1, 1.9, 8, dtype=jnp.bfloat16), jnp.linspace(-1, 1, 8, dtype=jnp.float32)
 
     def score(params, x):
         return jnp.sum(params * x.astype(jnp.float32))
@@ -611,8 +611,9 @@ def test_gaussian_perturbation_is_noise_of_the_level_it_is_given():
 
 def test_infidelity_by_default_says_nothing_of_a_constant_x():
     judge = jax.jit(infidelity(linear, num_samples=3))
-    assert np.isnan(judge(KEY, W, jnp.ones(SHAPE), W))
-    assert not np.isnan(judge(KEY, W, jnp.ones(SHAPE).at[0, 0, 0].set(0), W))
+    ones = jnp.ones(SHAPE, jnp.float32)
+    assert np.isnan(judge(KEY, W, ones, W))
+    assert not np.isnan(judge(KEY, W, ones.at[0, 0, 0].set(0), W))
     half = gaussian_perturbation(jnp.array([[[1.0, 0.0]]]))(KEY, jnp.asarray(X))
     assert np.all(half[..., 1] == 0)
     assert not np.any(np.isnan(half))
@@ -725,7 +726,7 @@ def test_an_accuracy_information_curve_jumps_where_the_class_is_recognised():
 
 def test_an_image_of_no_information_has_no_curve():
     judge = jax.jit(information_curve(smooth))
-    assert np.all(np.isnan(judge(W, jnp.ones(SHAPE), ATTRIBUTION).value))
+    assert np.all(np.isnan(judge(W, jnp.ones(SHAPE, jnp.float32), ATTRIBUTION).value))
     falling = information_curve(smooth, information=lambda image: -residual_bits(image))
     assert np.all(np.isnan(falling(W, X, ATTRIBUTION).value))
     assert not np.any(np.isnan(judge(W, X, ATTRIBUTION).value))
@@ -811,7 +812,7 @@ def test_a_stochastic_score_gets_one_key_for_all_queries(name):
 
     @sj.stochastic
     def drawn(key, params, x):
-        return (1 + jax.random.uniform(key)) * smooth(params, x)
+        return (1 + jax.random.uniform(key, dtype=x.dtype)) * smooth(params, x)
 
     # With no change in x, infidelity is 0 only if f(x) and f(x - I) are one draw.
     settings = {"perturbation": lambda key, x: 0 * x} if name == "infidelity" else {}
@@ -824,7 +825,7 @@ def test_a_stochastic_score_gets_one_key_for_all_queries(name):
     elif name == "mu_fidelity":  # on which a scale has no influence, but its draws would
         np.testing.assert_allclose(got, plain, atol=1e-5)
     else:
-        scale = 1 + jax.random.uniform(KEY)
+        scale = 1 + jax.random.uniform(KEY, dtype=jnp.float32)
         np.testing.assert_allclose(got, scale * plain, rtol=1e-4)
         assert other != got
 
@@ -832,9 +833,9 @@ def test_a_stochastic_score_gets_one_key_for_all_queries(name):
 def test_a_stochastic_score_does_not_share_its_key_with_the_draws():
     @sj.stochastic
     def drawn(key, params, x):
-        return jax.random.uniform(key) * jnp.sum(x)
+        return jax.random.uniform(key, dtype=x.dtype) * jnp.sum(x)
 
-    shared = jax.random.uniform(KEY) * np.sum(X)
+    shared = jax.random.uniform(KEY, dtype=jnp.float32) * np.sum(X)
     lost = infidelity(drawn, num_samples=1, perturbation=lambda key, x: x)(KEY, W, X, 0 * X)
     assert abs(np.sqrt(lost) - abs(shared)) > 0.01
     metric = mu_fidelity(drawn, grid=2, num_samples=2, baseline=X, similarity=pairs)

@@ -80,7 +80,7 @@ def everything(params, x):
 
 
 def with_noise(key, params, x):
-    return params, jax.random.normal(key, x.shape)
+    return params, jax.random.normal(key, x.shape, x.dtype)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_a_map_of_the_weights_is_lost_where_they_are_redrawn():
     params = {"w": random((4000,), 1) ** 3, "unused": random((3,), 2)}
     explain = sj.saliency(lambda params, x: params["w"] @ x)
     metric = parameter_randomization(explain, layers_at_depth(params), reduction=STACK)
-    unused, w = jax.jit(metric)(KEY, params, jnp.ones(4000))
+    unused, w = jax.jit(metric)(KEY, params, jnp.ones(4000, jnp.float32))
     assert unused == pytest.approx(1)
-    assert abs(w) < 4 / np.sqrt(4000)
+    assert abs(float(w)) < 4 / np.sqrt(4000)
 
 
 def test_randomised_params_are_drawn_once_for_each_key():
@@ -194,7 +194,7 @@ def test_leaves_that_are_no_floats_are_left_alone():
 
 def test_a_stochastic_explainer_gets_one_key_throughout_and_not_that_of_the_weights():
     def draw(key, params):
-        return {**params, "c": jax.random.normal(key, X.shape)}
+        return {**params, "c": jax.random.normal(key, X.shape, X.dtype)}
 
     def correlation(a, b):
         return jnp.where(jnp.all(a[1] == b[1]), pearson(b[0]["c"], b[1]), jnp.nan)
@@ -415,7 +415,7 @@ def test_random_logit_compares_the_class_with_the_other():
     seen = set()
     for seed in range(8):
         got = metric(jax.random.key(seed), CLASSES, X, 1)
-        other = int(np.argmin(abs(want[1] - got)))
+        other = int(np.argmin(abs(want[1] - float(got))))
         np.testing.assert_allclose(got, want[1, other], rtol=1e-5)
         seen.add(other)
     assert seen == {0, 2, 3}
@@ -555,7 +555,7 @@ def test_metrics_of_two_models_are_as_stochastic_as_the_explainer(build):
     assert not sj.is_stochastic(plain)
 
     def noise(key, params, x):
-        return jax.random.normal(key, x.shape)
+        return jax.random.normal(key, x.shape, x.dtype)
 
     noisy = build(sj.stochastic(noise), OTHER["w"])
     assert sj.is_stochastic(noisy)

@@ -133,7 +133,7 @@ def test_the_radius_is_one_for_all_or_one_for_each_entry_or_a_function_of_x(key)
 
 def test_the_slope_of_a_linear_map_is_between_its_singular_values(key):
     matrix = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
-    x = jnp.array([1.0, -2.0, 0.5])
+    x = jnp.array([1.0, -2.0, 0.5], jnp.float32)
     singular = np.linalg.svd(matrix, compute_uv=False)
     got = run(local_lipschitz, jnp.matmul, key, matrix, x, num_samples=1000, chunk_size=1000)
     assert 0.98 * singular[0] < got <= singular[0] * (1 + 1e-5)
@@ -245,8 +245,8 @@ def test_nan_at_x_or_at_one_draw_gives_nan(metric, key):
         return jnp.where((params - x) * jnp.sign(params) > 0, x, jnp.nan)
 
     assert np.isnan(run(metric, scaled, key, np.nan, X))
-    assert np.isnan(run(metric, broken, key, np.float32(greatest), x))
-    assert not np.isnan(run(metric, broken, key, np.float32(5.0), x))
+    assert np.isnan(run(metric, broken, key, greatest, x))
+    assert not np.isnan(run(metric, broken, key, 5.0, x))
 
 
 # Explainers of all kinds
@@ -433,9 +433,9 @@ def test_bad_arguments_are_errors(key):
     with pytest.raises(TypeError, match="argnum=0"):
         made(key, X)
     with pytest.raises(TypeError, match="int32"):
-        made(key, 1.0, jnp.arange(3))
+        made(key, 1.0, jnp.arange(3, dtype=jnp.int32))
     with pytest.raises(TypeError, match="complex64"):
-        made(key, 1.0, jnp.array([1j]))
+        made(key, 1.0, jnp.array([1j], jnp.complex64))
     with pytest.raises(TypeError, match="got a dict"):
         made(key, 1.0, {"x": X})
     with pytest.raises(ValueError, match="radius of shape"):

@@ -166,7 +166,7 @@ def test_unknown_names_list_the_known():
 
 def test_a_traced_label_out_of_range_is_nan(net):
     """JAX clamps indices, which would explain another class without a word."""
-    x = jnp.zeros((32, 32, 3))  # any size will do
+    x = jnp.zeros((32, 32, 3), jnp.float32)  # any size will do
     scores = jax.jit(jax.vmap(net.score, in_axes=(None, None, 0)))
     for label, known in ((-1, False), (0, True), (999, True), (1000, False)):
         assert jnp.isfinite(scores(net.params, x, jnp.array([label]))[0]) == known
