@@ -5,6 +5,7 @@ prefix of values, or one function of the whole argument that returns either.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -296,6 +297,7 @@ def levels(name: str, argument: PyTree, sigma: Any, where: Any) -> list[jax.Arra
                 f"{name}: {_where_is(path)} is complex, and only real leaves are perturbed. Split "
                 "it into real and imaginary parts, or leave it out with `where`."
             )
+        _check_not_negative(level, f"{name}: sigma")  # of a rule, it is not known before
         return fit(level, jnp.asarray(leaf), f"{name}: sigma", path)
 
     return [
@@ -351,10 +353,14 @@ def _draw(key, sizes, block, dtype, sampler):
 
     def draw(key):
         eps = sampler(key, (block,), dtype)
-        if jnp.shape(eps) != (block,):
+        if not (_is_array(eps) and _is_real(eps)):
+            raise TypeError(
+                f"sampler(key, shape, dtype) must return an array of real numbers; got {eps!r:.80}."
+            )
+        if eps.shape != (block,):
             raise ValueError(
                 f"sampler(key, shape, dtype) must return an array of the shape ({block},) that it "
-                f"is asked for; got {jnp.shape(eps)}."
+                f"is asked for; got {eps.shape}."
             )
         return eps.astype(dtype)
 
@@ -439,12 +445,14 @@ def _is_real(value):
     """Whether a value is a real number, or a NumPy or JAX array of those; bools are none."""
     if isinstance(value, bool) or not (isinstance(value, (int, float)) or _is_array(value)):
         return False
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     dtype = jnp.result_type(value) if _is_array(value) else np.dtype(float)
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def _check_not_negative(value, what):
     if not _is_real(value):
-        raise TypeError(f"{what} must be a real number or an array; got {value!r:.80}.")
+        raise TypeError(f"{what} must be a real number or array; got {value!r:.80}.")
     if _is_concrete(value) and np.any(np.asarray(value) < 0):
         raise ValueError(f"{what} must not be negative; got {value!s:.80}.")

@@ -2,8 +2,9 @@
 
 A reduction is three functions: `init(draw, num)` makes the state from the shape of one draw and the
 number of draws, `update(state, draws)` takes in draws stacked along a leading axis, and
-`finalize(state)` gives the answer. Sums accumulate in at least float32, and what estimates a draw
-has the dtype of a draw.
+`finalize(state)` gives the answer. Sums accumulate in at least float32. What estimates a draw has
+the dtype of a draw; what has its square's unit, or is an error, is in at least float32, since
+squares leave the range of float16.
 
 Reverse mode goes through the updates backwards. Where they only add to the state, it needs none of
 the states they passed through, and its memory does not grow with the number of draws. Other
@@ -132,7 +133,7 @@ def mean() -> Reduction:
 
 
 def mean_square() -> Reduction:
-    """Returns the reduction to the mean of the squared draws (SquareGrad).
+    """Returns the reduction to the mean of the squared draws (SquareGrad), in at least float32.
 
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.smoothgrad(lambda params, x: x, 0.0, reduction=sj.reductions.mean_square())
@@ -143,7 +144,9 @@ def mean_square() -> Reduction:
 
 
 def variance() -> Reduction:
-    """Returns the reduction to the unbiased variance of the draws (VarGrad); at least two draws.
+    """Returns the reduction to the unbiased variance of the draws (VarGrad), in at least float32.
+
+    At least two draws.
 
     Chunks of draws are merged by their means and squared deviations (Chan et al. 1979), which does
     not cancel in float32 as mean of squares minus square of mean does. The variance of complex
@@ -324,8 +327,7 @@ def _moments_of(count, totals_and_spreads, state, *trees):
 
 
 def _moments_to_variance(state):
-    variance = jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
-    return _cast(variance, map(_real, state.dtypes))
+    return jax.tree.map(lambda m2: m2 / (state.count - 1).astype(m2.dtype), state.m2)
 
 
 def _moments_to_estimate(state):
@@ -373,7 +375,7 @@ def _cast(tree, dtypes):
 
 # Made once, so that two of a kind are equal.
 _MEAN = _averaged(lambda draws: draws)
-_MEAN_SQUARE = _averaged(abs2)
+_MEAN_SQUARE = _averaged(lambda draws: abs2(draws.astype(wide_dtype(draws.dtype))))
 _VARIANCE, _MEAN_AND_STDERR = (
     Reduction(_moments_init, _moments_update, finalize, 2, _moments_around)
     for finalize in (_moments_to_variance, _moments_to_estimate)

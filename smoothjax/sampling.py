@@ -53,6 +53,8 @@ def check_loop(
     check_at_least(num_samples, 1, f"{name}: {what}")
     check_at_least(num_samples, reduction.min_samples, f"{name}: {what} for this reduction")
     check_at_least(chunk_size, 1, f"{name}: chunk_size")
+    if num_samples >= 2**31:
+        raise ValueError(f"{name}: {what} must be below 2**31, as an int32; got {num_samples}.")
     if tolerance is not None:
         _check_tolerance(name, tolerance, reduction)
     if sharding is not None:
@@ -110,6 +112,7 @@ def accumulate(
         take_chunk = jax.checkpoint(functools.partial(step, chunk))
         take_remainder = jax.checkpoint(functools.partial(step, remainder))
         state, rest = _vary_like(numeric, reduction.init(numeric, num)), jnp.int32(num - remainder)
+        state = _laid_out_like(numeric, state, take_chunk)
         if tolerance is None:
             starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
             state, _ = jax.lax.scan(lambda s, start: (take_chunk(s, start), None), state, starts)
@@ -207,14 +210,16 @@ def _check_tolerance(name, tolerance, reduction):
 
 
 def _check_sharding(name, sharding, num, chunk_size):
-    if not isinstance(sharding, NamedSharding) or len(sharding.spec) != 1:
+    named = isinstance(sharding, NamedSharding) and len(sharding.spec) == 1
+    axes = _mesh_axes(sharding) if named else ()
+    if not axes or not all(isinstance(axis, str) for axis in axes):
         raise TypeError(
             f"{name}: sharding is that of the axis of draws, a NamedSharding(mesh, P('axis')); got "
             f"{sharding!r:.120}."
         )
-    axes = sharding.spec[0]
-    axes = axes if isinstance(axes, tuple) else (axes,)
-    shards = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+    if len(set(_axis_types(sharding))) > 1:
+        raise ValueError(f"{name}: the axes of {sharding.spec} must be all Auto or all Explicit.")
+    shards = math.prod(sharding.mesh.shape[axis] for axis in axes)
     chunk_size = min(chunk_size, num)
     remainder = num % chunk_size
     if chunk_size % shards or remainder % shards:
@@ -228,9 +233,20 @@ def _check_sharding(name, sharding, num, chunk_size):
 def _shard(indices, sharding):
     if sharding is None:
         return indices
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    if AxisType.Explicit in _axis_types(sharding):
         return jax.reshard(indices, sharding)
     return jax.lax.with_sharding_constraint(indices, sharding)
+
+
+def _mesh_axes(sharding):
+    """The axes of the mesh over which the one axis of an array is divided."""
+    (axes,) = sharding.spec
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def _axis_types(sharding):
+    types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    return [types[axis] for axis in _mesh_axes(sharding)]
 
 
 def _vary_like(draw, state):
@@ -244,6 +260,15 @@ def _vary_like(draw, state):
 def _varying_axes(shape):
     manual = getattr(shape, "manual_axis_type", None)  # JAX before 0.10 calls its axes vma
     return getattr(shape, "vma", None) or frozenset() if manual is None else manual.varying
+
+
+def _laid_out_like(draw, state, take_chunk):
+    """The state of a loop over draws that are sharded over Explicit axes, sharded as they are."""
+    shardings = [d.sharding for d in jax.tree.leaves(draw)]
+    if all(sharding is None or not any(sharding.spec) for sharding in shardings):
+        return state
+    after = jax.eval_shape(take_chunk, state, jnp.int32(0))
+    return jax.tree.map(lambda x, like: jax.reshard(x, like.sharding), state, after)
 
 
 def _converged(state, tolerance):

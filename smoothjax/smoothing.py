@@ -80,7 +80,8 @@ def smoothgrad(
 
     Cost: `num_samples` evaluations of `explain`, the memory of `chunk_size` of them.
     Differentiating through it evaluates each draw again, so that the memory of reverse mode does
-    not grow with `num_samples`.
+    not grow with `num_samples`. For second derivatives that holds forward over reverse, as in
+    `jax.hessian`, not for `jax.grad` of `jax.grad`.
 
     Source: Smilkov et al. 2017, arXiv 1706.03825.
 
@@ -276,7 +277,7 @@ def vargrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) -> 
 
     Returns:
       A stochastic explainer `smoothed(key, params, x, *rest)` of maps that are nowhere negative, in
-      the squared units of `explain`.
+      the squared units of `explain`, in at least float32.
 
     Raises:
       TypeError, ValueError: as `smoothgrad` does.
@@ -307,7 +308,7 @@ def squaregrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) 
 
     Returns:
       A stochastic explainer `smoothed(key, params, x, *rest)` of maps that are nowhere negative, in
-      the squared units of `explain`.
+      the squared units of `explain`, in at least float32.
 
     Raises:
       TypeError, ValueError: as `smoothgrad` does.

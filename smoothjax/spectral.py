@@ -508,7 +508,6 @@ def _of_spectra(axes, finish, name):
 
     `spectrum` is the mean of the draws' spectra, `variance` that of this mean in each of its bins.
     """
-    moments = mean_and_stderr()
 
     def spectra(draw):
         def of_map(leaf):
@@ -516,13 +515,27 @@ def _of_spectra(axes, finish, name):
 
         return jax.tree.map(of_map, draw)
 
-    def init(draw, num):
-        state = moments.init(jax.eval_shape(spectra, draw), num)
-        return _Spectra(state, tuple(jax.tree.leaves(draw)))
+    def reduced_by(moments, finalize, second_pass=None):
+        def init(draw, num):
+            state = moments.init(jax.eval_shape(spectra, draw), num)
+            return _Spectra(state, tuple(jax.tree.leaves(draw)))
 
-    def update(state, draws):
-        updated = moments.update(state.moments, jax.vmap(spectra)(draws))
-        return dataclasses.replace(state, moments=updated)
+        def update(state, draws):
+            updated = moments.update(state.moments, jax.vmap(spectra)(draws))
+            return dataclasses.replace(state, moments=updated)
+
+        return Reduction(init, update, finalize, moments.min_samples, second_pass)
+
+    first = mean_and_stderr()
+
+    def second_pass(final):
+        assert first.second_pass is not None
+        moments = first.second_pass(final.moments)
+
+        def finalize(state):
+            return dataclasses.replace(state, moments=moments.finalize(state.moments))
+
+        return reduced_by(moments, finalize)
 
     def finalize(state):
         n, mean, m2 = state.moments.count, state.moments.mean, state.moments.m2
@@ -531,7 +544,7 @@ def _of_spectra(axes, finish, name):
         draw = jax.tree.structure(mean).unflatten(state.draws)
         return finish(draw, mean, variance, n)
 
-    return Reduction(init, update, finalize, moments.min_samples)
+    return reduced_by(first, finalize, second_pass)
 
 
 def _signal_share(power, noise):

@@ -24,10 +24,11 @@ EXPLAIN = sj.saliency(score)
 
 
 def mesh(num_devices, axis_type, names=("draws",), shape=None):
+    axis_types = axis_type if isinstance(axis_type, tuple) else (axis_type,) * len(names)
     return jax.make_mesh(
         shape or (num_devices,),
         names,
-        axis_types=(axis_type,) * len(names),
+        axis_types=axis_types,
         devices=jax.devices()[:num_devices],
     )
 
@@ -52,7 +53,8 @@ TRANSFORMS = {
     "tolerance": functools.partial(sj.smoothgrad, sigma=0.3, tolerance=0.2),
 }
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-each_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+each_type = pytest.mark.parametrize("axis_type", [AUTO, EXPLICIT])
 
 
 def close(got, want, rtol=1e-5):
@@ -80,7 +82,7 @@ def check_draws_over_a_mesh(num_devices, transform, axis_type, key):
         close(jax.jit(sharded)(key, PARAMS, X), want)
 
 
-@each_type
+@pytest.mark.parametrize("axis_type", [AUTO, EXPLICIT, (EXPLICIT, AUTO), (AUTO, EXPLICIT)], ids=str)
 def test_a_mesh_of_two_axes_for_the_batch_and_the_draws(axis_type, key):
     devices = mesh(8, axis_type, ("batch", "draws"), (2, 4))
     xs = jnp.stack([X, 2 * X, X - 1, -X])
@@ -91,6 +93,28 @@ def test_a_mesh_of_two_axes_for_the_batch_and_the_draws(axis_type, key):
         placed = jax.device_put(xs, NamedSharding(devices, P("batch")))
         got = jax.jit(jax.vmap(sharded, in_axes=(None, None, 0)))(key, PARAMS, placed)
     close(got, want)
+
+
+OF_DIVIDED = {
+    "mean": {},
+    "variance": {"reduction": reductions.variance()},
+    "stack": {"reduction": reductions.stack()},
+    "tolerance": {"tolerance": 0.2},
+}
+
+
+@each_type
+@pytest.mark.parametrize("options", OF_DIVIDED.values(), ids=OF_DIVIDED)
+def test_an_input_divided_along_its_own_axis(options, axis_type, key):
+    """As the plain explainer takes it; the map of each draw is divided like it."""
+    devices = mesh(8, axis_type, ("pixels",))
+    explain = sj.saliency(lambda params, x: jnp.sum(jnp.tanh(params * x)))
+    smooth = sj.smoothgrad(explain, 0.3, num_samples=20, chunk_size=8, **options)
+    x, w = jnp.linspace(-1.0, 1.0, 48).reshape(8, 6), jnp.linspace(2.0, -1.0, 48).reshape(8, 6)
+    want = jax.jit(smooth)(key, w, x)
+    with jax.set_mesh(devices):
+        along = NamedSharding(devices, P("pixels"))
+        close(jax.jit(smooth)(key, jax.device_put(w, along), jax.device_put(x, along)), want)
 
 
 def test_a_batch_over_a_mesh_by_in_shardings(key):
@@ -170,7 +194,10 @@ def test_uneven_chunks_are_refused_when_building(loop, message):
         sj.smoothgrad(EXPLAIN, 0.1, **loop, sharding=sharding)
 
 
-@pytest.mark.parametrize("sharding", ["draws", P("draws"), jax.devices()[0]])
+ALONG_NONE = [NamedSharding(mesh(1, AxisType.Auto), P(a)) for a in (None, P.UNCONSTRAINED)]
+
+
+@pytest.mark.parametrize("sharding", ["draws", P("draws"), jax.devices()[0], *ALONG_NONE])
 def test_something_else_than_a_named_sharding_is_refused(sharding):
     with pytest.raises(TypeError, match="sharding is that of the axis of draws, a NamedSharding"):
         sj.smoothgrad(EXPLAIN, 0.1, sharding=sharding)
@@ -180,3 +207,6 @@ def test_a_sharding_of_more_axes_is_refused():
     devices = mesh(8, AxisType.Auto, ("batch", "draws"), (2, 4))
     with pytest.raises(TypeError, match="that of the axis of draws"):
         sj.smoothgrad(EXPLAIN, 0.1, sharding=NamedSharding(devices, P("draws", "batch")))
+    mixed = NamedSharding(mesh(8, (AUTO, EXPLICIT), ("a", "b"), (2, 4)), P(("a", "b")))
+    with pytest.raises(ValueError, match="all Auto or all Explicit"):
+        sj.smoothgrad(EXPLAIN, 0.1, num_samples=8, chunk_size=8, sharding=mixed)

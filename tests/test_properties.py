@@ -242,13 +242,17 @@ def answers(draws):
     return draws.dtype if jnp.issubdtype(draws.dtype, jnp.inexact) else np.dtype(np.float32)
 
 
+def at_least_float32(draws):
+    return np.result_type(answers(draws), np.float32)
+
+
 REFERENCES = {
     reductions.mean(): lambda d: wide(d).mean(0).astype(answers(d)),
-    reductions.mean_square(): lambda d: (wide(d) ** 2).mean(0).astype(answers(d)),
-    reductions.variance(): lambda d: wide(d).var(0, ddof=1).astype(answers(d)),
+    reductions.mean_square(): lambda d: (wide(d) ** 2).mean(0).astype(at_least_float32(d)),
+    reductions.variance(): lambda d: wide(d).var(0, ddof=1).astype(at_least_float32(d)),
     reductions.mean_and_stderr(): lambda d: (
         wide(d).mean(0).astype(answers(d)),
-        (wide(d).std(0, ddof=1) / np.sqrt(len(d))).astype(np.result_type(answers(d), np.float32)),
+        (wide(d).std(0, ddof=1) / np.sqrt(len(d))).astype(at_least_float32(d)),
     ),
     reductions.stack(): lambda d: d,
 }

@@ -165,6 +165,9 @@ def test_half_precision_sums_of_a_chunk(name, dtype):
     rounded = np.asarray(jnp.asarray(draws).astype(dtype).astype(jnp.float32), np.float64)
     build, of_numpy = REFERENCES[name]
     got = reduce(build(), jnp.asarray(draws).astype(dtype), NUM)
+    if name != "mean":
+        np.testing.assert_allclose(got, of_numpy(rounded), rtol=1e-5)
+        return
     want = jnp.asarray(of_numpy(rounded), jnp.float32).astype(dtype)
     # Rounded once, to the nearest; a sum in half precision is off by more than that.
     assert np.mean(np.asarray(got == want)) > 0.9
@@ -181,6 +184,18 @@ def test_double_precision_is_kept(chunk_size):
         for build, of_numpy in REFERENCES.values():
             got = reduce(build(), draws, chunk_size)
             np.testing.assert_allclose(got, of_numpy(draws), rtol=1e-13)
+
+
+def test_squares_of_half_precision_maps_are_float32():
+    """That of 1e-4 is below the range of float16, that of 300 above it."""
+    numbers = np.random.default_rng(4).normal(size=(NUM, 2)) * [1e-4, 500]
+    draws = jnp.asarray(numbers, jnp.float16)
+    numbers = np.asarray(draws, float)
+    square = reduce(reductions.mean_square(), draws, 1)
+    variance = reduce(reductions.variance(), draws, 1)
+    assert (square.dtype, variance.dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_allclose(square, (numbers**2).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, numbers.var(0, ddof=1), rtol=1e-5)
 
 
 def test_stderr_of_half_precision_maps_is_float32():

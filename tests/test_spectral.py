@@ -316,6 +316,32 @@ def test_an_explainer_stays_deterministic_or_stochastic(transform, key):
         transform(noisy, 2)(None, x)
 
 
+@pytest.mark.parametrize("reduction", [wiener(), signal_and_noise()], ids=["wiener", "rings"])
+def test_gradients_of_reductions_are_those_of_the_stack(reduction, key):
+    """Which keeps all draws, where the loop goes over them a second time."""
+    w, x = random_map((6, 5, 2)), random_map((6, 5, 2), 1)
+    explain = sj.saliency(lambda params, x: jnp.sum(jnp.tanh(params * x) * x))
+    smooth = functools.partial(sj.smoothgrad, explain, 0.3, num_samples=9, chunk_size=2)
+
+    def of_loop(w, x):
+        return smooth(reduction=reduction)(key, w, x)
+
+    def of_stack(w, x):
+        draws = smooth(reduction=reductions.stack())(key, w, x)
+        state = reduction.init(jax.ShapeDtypeStruct(x.shape, x.dtype), len(draws))
+        return reduction.finalize(reduction.update(state, draws))
+
+    def loss(reduced, w, x):
+        leaves = [leaf for leaf in jax.tree.leaves(reduced(w, x)) if leaf.shape]
+        return sum(jnp.sum(jnp.sin(3 * leaf)) for leaf in leaves)
+
+    got, want = (
+        jax.jit(jax.grad(functools.partial(loss, reduced), (0, 1)))(w, x)
+        for reduced in (of_loop, of_stack)
+    )
+    jax.tree.map(functools.partial(close, rtol=1e-4), got, want)
+
+
 def test_lowpass_commutes_with_smoothing(key, params, score):
     def explain(params, x):
         return jax.vmap(jax.grad(score, argnums=1), in_axes=(None, 0))(params, x)
