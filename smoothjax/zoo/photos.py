@@ -1,5 +1,6 @@
 """Photos as arrays: opening files, whatever their mode, and cutting them to a network's size."""
 
+import itertools
 import os
 import warnings
 
@@ -8,6 +9,8 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000
+# Side, in pixels, of what is converted at once: converting makes several copies.
+TILE = 1024
 
 
 class PhotoError(ValueError):
@@ -34,7 +37,8 @@ def open_photo(path: str | os.PathLike[str]) -> np.ndarray:
             with Image.open(name, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise PhotoError(f"{image.width} x {image.height} pixels are over 100 million")
-                return np.asarray(to_rgb(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _in_tiles(image)
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PhotoError(f"cannot open the photo {name!r}: {reason}") from error
@@ -52,7 +56,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
       PhotoError: if the mode does not say what white is, as 32-bit integers and floats do not.
     """
-    image = ImageOps.exif_transpose(image)
+    return _on_white(ImageOps.exif_transpose(image))
+
+
+def _in_tiles(image: Image.Image) -> np.ndarray:
+    width, height = image.size
+    photo = np.empty((height, width, 3), np.uint8)
+    for left, top in itertools.product(range(0, width, TILE), range(0, height, TILE)):
+        right, bottom = min(left + TILE, width), min(top + TILE, height)
+        tile = image.crop((left, top, right, bottom))
+        photo[top:bottom, left:right] = np.asarray(_on_white(tile))
+    return photo
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits to 8 instead of scaling them.
         grey = np.asarray(image).astype(np.uint32)

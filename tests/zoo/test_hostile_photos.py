@@ -240,6 +240,25 @@ def test_bombs_take_little_memory(name, result_of):
         assert result.size < 1000
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour", "value"),
+    [("I;16", 32768, 128), ("RGBA", (0, 0, 0, 51), 204), ("RGB", (7, 7, 7), 7)],
+)
+def test_large_photos_take_little_more_than_themselves(mode, colour, value, result_of):
+    """As Pillow's pixels they take up to 61 MiB, as the array 46."""
+    data = saved(Image.new(mode, (4000, 4000), colour), "PNG", compress_level=1)
+    with at_most(megabytes=160):
+        result = result_of(data)
+    np.testing.assert_array_equal(result, np.full((4000, 4000, 3), value))
+
+
+@each_good
+def test_tiles_join_without_seams(good, result_of, monkeypatch):
+    whole = result_of(good)
+    monkeypatch.setattr(photos, "TILE", 7)
+    np.testing.assert_array_equal(result_of(good), whole)
+
+
 @pytest.mark.parametrize("make", [png, bmp, gif, jpeg, tiff])
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 8), (8, 0)])
 def test_no_pixels_are_refused(make, width, height, result_of):
