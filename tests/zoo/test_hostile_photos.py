@@ -249,7 +249,7 @@ def test_large_photos_take_little_more_than_themselves(mode, colour, value, resu
     data = saved(Image.new(mode, (4000, 4000), colour), "PNG", compress_level=1)
     with at_most(megabytes=160):
         result = result_of(data)
-    np.testing.assert_array_equal(result, np.full((4000, 4000, 3), value))
+    np.testing.assert_array_equal(result, np.full((4000, 4000, 3), value, np.uint8))
 
 
 @each_good
