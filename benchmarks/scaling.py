@@ -5,7 +5,7 @@
 
 The first takes what JAX finds, GPUs or a TPU slice; on several hosts, start it on each with
 `--distributed`. The second divides the CPU into devices. They share its cores, so no speed-up is to
-be had, and the best strong scaling is 1: what it shows is what the partitioning costs. About 10
+be had: what it shows is what the partitioning costs. About 5
 minutes on two cores.
 
 Strong scaling divides the same work over 1, 2, 4, ... devices: speed-up = t(1) / t(d), the device
