@@ -4,9 +4,8 @@
     python benchmarks/scaling.py --cpu-devices 8
 
 The first takes what JAX finds, GPUs or a TPU slice; on several hosts, start it on each with
-`--distributed`. The second divides the CPU into devices. They share its cores, so no speed-up is to
-be had: what it shows is what the partitioning costs. About 5
-minutes on two cores.
+`--distributed`. The second divides the CPU into devices. They share its cores, so hardly any
+speed-up is to be had: what it shows is what the partitioning costs. 5 minutes on two cores.
 
 Strong scaling divides the same work over 1, 2, 4, ... devices: speed-up = t(1) / t(d), the device
 count at best. Weak scaling gives each device the same work: efficiency = t(1) / t(d), 1 at best.
