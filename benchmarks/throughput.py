@@ -432,25 +432,23 @@ def peers(setup):
             compared[what] = answers[ours][-1][what] / answers[theirs][-1][what]
             print(f"    {what}: {compared[what]:.2f}", flush=True)
         result["methods"][method] = compared
-    result["to_half"] = time_to_half(result["workers"], setup.draws)
+    result["to_half"] = time_to_half(times["ours-wiener"], times["pytorch-captum"])
     return result
 
 
-def time_to_half(workers, draws):
-    """Times to a squared relative error of 0.5, by the draws that convergence.py found."""
+def time_to_half(ours, theirs):
+    """Time to a squared relative error of 0.5 over Captum's, of the times of as many draws.
+
+    The draws that each needs are those that convergence.py found.
+    """
     record = HERE / "convergence.json"
     if not record.exists():
         print("  run convergence.py first for the time to a squared error of 0.5", flush=True)
         return None
     needed = json.loads(record.read_text())["kinds"]["input"]["draws_to_half"]
-    ours = workers["ours-wiener"]["seconds"] / draws * needed["wiener"]
-    theirs = workers["pytorch-captum"]["seconds"] / draws * needed["plain"]
-    print(f"  {ours:.1f} s with wiener, {theirs:.1f} s with Captum")
-    return {
-        "ours": ours,
-        "captum": theirs,
-        **compare("time to a squared error of 0.5 / Captum's", [ours], [[theirs]], 0.25),
-    }
+    ours = [time * needed["wiener"] for time in ours]
+    theirs = [time * needed["plain"] for time in theirs]
+    return compare("time to a squared error of 0.5 / Captum's", ours, [theirs], 0.25)
 
 
 PARTS = {

@@ -288,6 +288,9 @@ def levels(name: str, argument: PyTree, sigma: Any, where: Any) -> list[jax.Arra
     # A rule sees 0 for what is left out, which might not fit it.
     seen = [leaf if c else 0 for (_, leaf), c in zip(paths_leaves, selected, strict=True)]
     sigmas = resolve(sigma, treedef.unflatten(seen), f"{name}: sigma")
+    if _is_function(sigma):  # whose values nobody has seen yet
+        for level in sigmas:
+            _check_not_negative(level, f"{name}: sigma")
 
     def of_leaf(path, leaf, chosen, level):
         if not chosen:
@@ -297,7 +300,6 @@ def levels(name: str, argument: PyTree, sigma: Any, where: Any) -> list[jax.Arra
                 f"{name}: {_where_is(path)} is complex, and only real leaves are perturbed. Split "
                 "it into real and imaginary parts, or leave it out with `where`."
             )
-        _check_not_negative(level, f"{name}: sigma")  # of a rule, it is not known before
         return fit(level, jnp.asarray(leaf), f"{name}: sigma", path)
 
     return [

@@ -375,6 +375,7 @@ def _cast(tree, dtypes):
 
 # Made once, so that two of a kind are equal.
 _MEAN = _averaged(lambda draws: draws)
+# Cast here, so that the answer has the wide dtype too.
 _MEAN_SQUARE = _averaged(lambda draws: abs2(draws.astype(wide_dtype(draws.dtype))))
 _VARIANCE, _MEAN_AND_STDERR = (
     Reduction(_moments_init, _moments_update, finalize, 2, _moments_around)

@@ -73,7 +73,8 @@ def accumulate(
     """Returns the reduction of `body(0), ..., body(num - 1)`.
 
     `body` is traced at most three times: for its shapes, for the loop over whole chunks, and for
-    the remainder. In reverse mode each index is evaluated again instead of stored.
+    the remainder; once more if what it returns is divided over Explicit axes of a mesh. In reverse
+    mode each index is evaluated again instead of stored.
 
     Args:
       body: maps an int32 index to a pytree of arrays; differentiable where that is asked for.

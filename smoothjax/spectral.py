@@ -308,6 +308,11 @@ def wiener(axes: Axes = (0, 1)) -> Reduction:
     the same draws. That is a Wiener filter that needs no tuning and fades as draws are added. The
     mean over the map is not shrunk. At least two draws.
 
+    It trades variance for bias: the map is too small and too smooth, all the more where it drowns
+    in noise, at high frequencies first, and maps of different keys share that bias, so that they
+    agree better than their distance to the limit would tell. Of its gain in squared error a large
+    part is the smaller scale alone, which no picture shows (figures in benchmarks/README.md).
+
     Args:
       axes: the one to three axes of each leaf that span the image.
 
