@@ -394,14 +394,15 @@ def plot(result, path):
     figure, axes = plt.subplots(rows, 3, figsize=(12, 3.4 * rows), squeeze=False)
     for row, (kind, found) in zip(axes, result["kinds"].items(), strict=True):
         times = found["milliseconds_per_draw"]
-        for method in shown:
+        for index, method in enumerate(shown):
+            style = {"marker": "o", "color": f"C{index}"}
             curve = found["squared_error"][method]
-            row[0].plot(list(curve), list(curve.values()), "o-", label=method)
+            row[0].plot(list(curve), list(curve.values()), label=method, **style)
             if method in times:
                 seconds = [n * times[method] / 1e3 for n in curve]
-                row[1].plot(seconds, list(curve.values()), "o-", label=method)
+                row[1].plot(seconds, list(curve.values()), label=method, **style)
             alike = found["agreement"].get(method, {})  # a factor changes no cosine
-            row[2].plot(list(alike), [each["cosine"] for each in alike.values()], "o-")
+            row[2].plot(list(alike), [each["cosine"] for each in alike.values()], **style)
         row[0].set(xlabel="draws", ylabel=f"noise on {kind}\nsquared relative error")
         row[1].set(xlabel="seconds", ylabel="squared relative error")
         row[2].set(xlabel="draws", ylabel="cosine of two maps", ylim=(0, 1))
