@@ -89,6 +89,7 @@ def accumulate(
       What the reduction's `finalize` returns. Leaves of dtype float0 (the gradient of integers) are
       not reduced but passed through.
     """
+    num, chunk_size = int(num), int(chunk_size)  # NumPy's own would be int64 beside int32
     draw = jax.eval_shape(body, jax.ShapeDtypeStruct((), jnp.int32))
     check_no_estimate(draw, name)
     numeric = _without_float0(draw)

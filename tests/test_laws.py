@@ -166,7 +166,9 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
     plain = explain(params, x)
     assert jax.tree.structure(noisy) == jax.tree.structure(plain)
     assert jax.tree.map(jnp.shape, noisy) == jax.tree.map(jnp.shape, plain)
-    assert {leaf.dtype for leaf in jax.tree.leaves(noisy)} == {jnp.dtype(dtype)}
+    squares = transform.limit(2.0) != 2.0
+    expected = jnp.dtype(jnp.float32 if squares else dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(noisy)} == {expected}
 
 
 @each_transform

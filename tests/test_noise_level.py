@@ -163,7 +163,7 @@ def test_names_and_signatures():
     assert sj.is_stochastic(drop)
 
 
-XS = jnp.ones((3, 4))
+XS = jnp.ones((3, 4), W.dtype)
 BAD = [
     (lambda: sj.accuracy_drop(None, W, XS, None, 0.1), TypeError, "takes a function"),
     (

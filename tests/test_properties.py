@@ -309,7 +309,7 @@ def test_the_reference_answer_or_our_error():
         if got is None:
             return
         if case.reduction == reductions.mean_and_stderr():
-            assert got.num_samples == case.num_samples
+            assert int(got.num_samples) == case.num_samples
             got = {name: (got.mean[name], got.stderr[name]) for name in got.mean}
         with np.errstate(all="ignore"):
             draws, original = draws_of(case), explain(*case.args)
