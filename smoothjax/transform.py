@@ -184,8 +184,9 @@ def check_at_least(value: Any, least: int, what: str) -> int:
 def check_number(value: Any, what: str) -> float:
     """Returns a real number that is known, or an array of one, as a float, or raises."""
     is_array = isinstance(value, (np.ndarray, np.generic, jax.Array))
-    if is_array and value.shape == () and jnp.issubdtype(value.dtype, np.number):
-        value = value if isinstance(value, Tracer) else value.item()
+    is_known = is_array and not isinstance(value, Tracer)
+    if is_known and value.shape == () and jnp.issubdtype(value.dtype, np.number):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number; got {value!r:.80}.")
     try:

@@ -183,9 +183,7 @@ def test_sigma_may_be_traced():
 
     sigmas = jnp.array([0.0, 0.5, 2.0])
     np.testing.assert_allclose(
-        jax.jit(jax.vmap(mean_draw))(sigmas),
-        jnp.stack([mean_draw(s) for s in (0.0, 0.5, 2.0)]),
-        rtol=1e-6,
+        jax.jit(jax.vmap(mean_draw))(sigmas), jnp.stack([mean_draw(s) for s in (0.0, 0.5, 2.0)])
     )
 
 

@@ -738,7 +738,11 @@ BAD = [
         TypeError,
         r"real scalar for one example; got an array of shape \(13, 9, 2\) and dtype float32",
     ),
-    (lambda: hsic(lambda w, x: 1j, grid=2)(KEY, W, X), TypeError, "real scalar .* complex"),
+    (
+        lambda: hsic(lambda w, x: jnp.complex64(1j), grid=2)(KEY, W, X),
+        TypeError,
+        "real scalar .* complex64",
+    ),
 ]
 
 

@@ -73,7 +73,11 @@ def estimate():
         (lambda: completeness_error(linear)(W, X, estimate()), TypeError, "Estimate"),
         (lambda: completeness_error(linear)(W, X, jnp.ones(4)), ValueError, r"\(3,\).*got \(4,\)"),
         (lambda: completeness_error(linear)(W, X, (X, X)), ValueError, "a pytree like x"),
-        (lambda: completeness_error(linear)(W, X, jnp.array([1j, 0, 0])), TypeError, "complex"),
+        (
+            lambda: completeness_error(linear)(W, X, jnp.array([1j, 0, 0], jnp.complex64)),
+            TypeError,
+            "complex64",
+        ),
         (lambda: completeness_error(lambda w, x: w * x)(W, X, X), TypeError, "real scalar"),
     ],
 )
