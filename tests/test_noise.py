@@ -183,7 +183,9 @@ def test_sigma_may_be_traced():
 
     sigmas = jnp.array([0.0, 0.5, 2.0])
     np.testing.assert_allclose(
-        jax.jit(jax.vmap(mean_draw))(sigmas), jnp.stack([mean_draw(s) for s in (0.0, 0.5, 2.0)])
+        jax.jit(jax.vmap(mean_draw))(sigmas),
+        jnp.stack([mean_draw(s) for s in (0.0, 0.5, 2.0)]),
+        rtol=3e-7,  # to the order of a sum of three: on JAX 0.9 they differ in a last bit
     )
 
 

@@ -63,10 +63,13 @@ def test_mean_and_stderr_equals_numpy(chunk_size, draws):
 @pytest.mark.parametrize("chunk_size", [1, 3, 11])
 def test_variance_does_not_cancel(chunk_size):
     """Mean of squares minus square of mean would be off by 1e4 here, and could be negative."""
-    draws = 3e5 + np.random.default_rng(1).normal(size=(NUM, 5)).astype("f4")
+    draws = 3e5 + np.random.default_rng(1).normal(size=(NUM, 2000))
     draws = draws.astype("f4")
     got = reduce(reductions.variance(), draws, chunk_size)
-    np.testing.assert_allclose(got, draws.astype("f8").var(0, ddof=1), rtol=0.05)
+    error = abs(got / draws.astype("f8").var(0, ddof=1) - 1)
+    # float32 knows a mean of 3e5 to 1/64 of the deviation, so single columns are off by percents.
+    assert np.median(error) < 0.01
+    assert error.max() < 0.15
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 11])
@@ -234,7 +237,8 @@ def test_the_mean_of_an_estimate_is_the_mean(chunk_size):
     want = reduce(reductions.mean(), draws, chunk_size)
     assert list(want[1:4]) == [np.inf, -np.inf, pytest.approx(np.nan, nan_ok=True)]
     estimate = reduce(reductions.mean_and_stderr(), draws, chunk_size)
-    np.testing.assert_array_equal(estimate.mean, want)
+    # Two programs, whose sums XLA may order in two ways: on JAX 0.9 they differ in a last bit.
+    np.testing.assert_allclose(estimate.mean, want, rtol=3e-7)
     assert list(np.isnan(estimate.stderr)) == [False, True, True, True, True]
 
 
