@@ -6,6 +6,8 @@ norm over the filtered axes. So a disc of radii is isotropic in the image, whate
 """
 
 import dataclasses
+import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -297,16 +299,22 @@ def signal_and_noise(axes: Axes = (0, 1)) -> Reduction:
             num_samples,
         )
 
-    return _of_spectra(axes, finish, name)
+    return _of_spectra(lambda leaf: _spectrum(leaf, axes, name), finish)
 
 
-def wiener(axes: Axes = (0, 1)) -> Reduction:
+def wiener(axes: Axes = (0, 1), *, channel_axis: int | None = None) -> Reduction:
     """Returns the reduction to the mean of the draws, shrunk where in the spectrum it is noise.
 
-    Each ring of frequencies, by itself in every channel, is multiplied by the share of its power
-    that is signal, `max(1 - var(mean) / power(mean), 0)`, as `signal_and_noise` estimates it from
-    the same draws. That is a Wiener filter that needs no tuning and fades as draws are added. The
-    mean over the map is not shrunk. At least two draws.
+    Each ring of frequencies is multiplied by the share of its power that is signal,
+    `max(1 - var(mean) / power(mean), 0)`, both estimated from the same draws, over the ring and
+    three more on either side. That is a Wiener filter that needs no tuning and fades as draws are
+    added. The mean over the map is not shrunk. At least two draws.
+
+    Channels are shrunk one by one, or, with a `channel_axis`, jointly: by a matrix for each ring,
+    `1 - noise @ inv(signal + noise)`, with the covariances over channels of the noise and of the
+    signal, which is what is positive in `power - noise`. Where noise is more alike in the channels
+    of a map than signal is, or less, that tells them apart: for noise on the pixels of photos it
+    takes a quarter fewer draws.
 
     It trades variance for bias: the map is too small and too smooth, all the more where it drowns
     in noise, at high frequencies first, and maps of different keys share that bias, so that they
@@ -315,24 +323,36 @@ def wiener(axes: Axes = (0, 1)) -> Reduction:
 
     Args:
       axes: the one to three axes of each leaf that span the image.
+      channel_axis: the axis of each leaf that is shrunk jointly, such as -1; None for none.
 
     Returns:
       A `Reduction` to maps like one draw.
 
     Raises:
-      TypeError, ValueError: as `power_spectrum` does.
+      TypeError, ValueError: as `power_spectrum` does, and for a channel axis that is among `axes`,
+        or that a map does not have.
 
-    Cost: a Fourier transform per draw, and the memory of one and a half maps.
+    Cost: a Fourier transform per draw, and the memory of one and a half maps. Of `c` joint
+    channels, that of `(c + 1) / 2` times as many.
 
     Source: Wiener 1949, Extrapolation, interpolation, and smoothing of stationary time series.
 
     >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> from smoothjax.spectral import wiener
-    >>> explain = jax.jit(sj.smoothgrad(lambda params, x: x, 1.0, reduction=wiener()))
+    >>> reduction = wiener(channel_axis=-1)
+    >>> explain = jax.jit(sj.smoothgrad(lambda params, x: x, 1.0, reduction=reduction))
     >>> explain(jax.random.key(0), None, jnp.zeros((8, 8, 3))).shape
     (8, 8, 3)
     """
     axes = _check_axes(axes, "wiener")
+    if channel_axis is not None:
+        channel_axis = check_integer(channel_axis, "wiener: channel_axis")
+
+    def transform(leaf):
+        spectrum = _spectrum(leaf, axes, "wiener")
+        if channel_axis is None:
+            return spectrum
+        return _midpoints(jnp.moveaxis(spectrum, _channels_of(leaf.shape, axes, channel_axis), -1))
 
     def finish(draws, spectra, variances, num_samples):
         del num_samples
@@ -340,14 +360,20 @@ def wiener(axes: Axes = (0, 1)) -> Reduction:
         def shrink(draw, spectrum, variance):
             positive = _axes_of(draw.shape, axes, "wiener")
             sizes = _sizes(draw.shape, positive)
-            power, noise = _ring_sums(abs2(spectrum), sizes), _ring_sums(variance, sizes)
-            gain = _signal_share(power, noise)[_rings(sizes)]
-            shrunk = spectrum * gain.astype(spectrum.dtype)
+            power, noise = (_pooled(_ring_sums(p, sizes)) for p in (abs2(spectrum), variance))
+            if channel_axis is None:
+                gain = _signal_share(power, noise)[_rings(sizes)]
+                shrunk = spectrum * gain.astype(spectrum.dtype)
+            else:
+                gain = _signal_matrix(_covariances(power), _covariances(noise))[_rings(sizes)]
+                shrunk = jnp.sum(gain.astype(spectrum.dtype) * _ends(spectrum)[..., None, :], -1)
+                channels = _channels_of(draw.shape, axes, channel_axis)
+                shrunk = jnp.moveaxis(shrunk, -1, channels)
             return _inverse(shrunk, sizes, positive).astype(draw.dtype)
 
         return jax.tree.map(shrink, draws, spectra, variances)
 
-    return _of_spectra(axes, finish, "wiener")
+    return _of_spectra(transform, finish)
 
 
 @summary
@@ -508,17 +534,15 @@ class _Spectra:
     draws: tuple = dataclasses.field(metadata={"static": True})
 
 
-def _of_spectra(axes, finish, name):
+def _of_spectra(transform, finish):
     """The reduction to `finish(draw, spectrum, variance, num_samples)`.
 
-    `spectrum` is the mean of the draws' spectra, `variance` that of this mean in each of its bins.
+    `spectrum` is the mean of `transform` of the leaves of the draws, `variance` that of this mean
+    in each of its bins.
     """
 
     def spectra(draw):
-        def of_map(leaf):
-            return _transform(_check_map(leaf, name), _axes_of(leaf.shape, axes, name))
-
-        return jax.tree.map(of_map, draw)
+        return jax.tree.map(transform, draw)
 
     def reduced_by(moments, finalize, second_pass=None):
         def init(draw, num):
@@ -557,6 +581,87 @@ def _signal_share(power, noise):
     has_signal = power > noise
     share = jnp.where(has_signal, 1 - noise / jnp.where(has_signal, power, 1), 0)
     return share.at[0].set(1)
+
+
+# Of small matrices: in full, it costs nothing, and a GPU's default rounds to 10 bits.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def _signal_matrix(power, noise):
+    """The gain of each ring, a matrix over channels: `1 - noise @ inv(signal + noise)`."""
+    own = jnp.diagonal(power, axis1=-2, axis2=-1)
+    scale = jnp.sqrt(jnp.where(own > 0, own, 1))  # so that no channel's unit matters
+    row, column = scale[..., None], scale[..., None, :]
+    power, noise = power / row / column, noise / row / column
+    eye = jnp.broadcast_to(jnp.eye(power.shape[-1], dtype=power.dtype), power.shape)
+    total = _positive_part(power - noise) + noise + 1e-6 * eye  # equal channels have no inverse
+    gain = eye - jnp.linalg.solve(total, noise).mT
+    return (row * gain / column).at[0].set(eye[0])
+
+
+@jax.custom_jvp
+def _positive_part(matrix):
+    """`max(matrix, 0)` in the sense of eigenvalues, of symmetric matrices."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return _matmul(vectors * jnp.maximum(values, 0)[..., None, :], vectors.mT)
+
+
+@_positive_part.defjvp
+def _(primals, tangents):
+    """That of an eigendecomposition is NaN where eigenvalues are equal; this is not."""
+    (matrix,), (tangent,) = primals, tangents
+    values, vectors = jnp.linalg.eigh(matrix)
+
+    def sums(x):
+        return x[..., None] + x[..., None, :]
+
+    # (max(a, 0) - max(b, 0)) / (a - b), written for all pairs of signs.
+    whole = sums(jnp.abs(values))
+    slope = sums(jnp.maximum(values, 0)) / jnp.where(whole > 0, whole, 1)
+    inner = slope * _matmul(vectors.mT, _matmul(tangent, vectors))
+    return _positive_part(matrix), _matmul(vectors, _matmul(inner, vectors.mT))
+
+
+def _midpoints(channels):
+    """`(a + b) / 2` for each pair of channels, along the last axis; of a with itself, a.
+
+    The variances of these tell the covariances.
+    """
+    first, second = np.triu_indices(channels.shape[-1])
+    return (channels[..., first] + channels[..., second]) / 2
+
+
+def _pairs(num_midpoints):
+    """The index of each pair's midpoint, a symmetric matrix."""
+    num = math.isqrt(2 * num_midpoints)
+    index = np.zeros((num, num), int)
+    index[np.triu_indices(num)] = np.arange(num_midpoints)
+    return np.maximum(index, index.T)
+
+
+def _ends(midpoints):
+    return midpoints[..., np.diagonal(_pairs(midpoints.shape[-1]))]
+
+
+def _covariances(variances):
+    """The covariance matrices of channels, of the variances of their midpoints.
+
+    `cov(a, b) = 2 var((a + b) / 2) - (var(a) + var(b)) / 2`.
+    """
+    own = _ends(variances)
+    mixed = variances[..., _pairs(variances.shape[-1])]
+    return 2 * mixed - (own[..., None] + own[..., None, :]) / 2
+
+
+def _pooled(sums):
+    """Sums over rings, each taken together with three neighbours on either side but ring 0.
+
+    Single rings have few bins: pooled, eight draws do better by 4 to 9 % at 28 to 224 pixels.
+    """
+    ring = np.arange(len(sums))
+    near = abs(ring[:, None] - ring) <= 3
+    near[1:, 0] = False
+    return jnp.tensordot(near.astype(sums.dtype), sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
 
 
 def _filter(leaf, cutoff, axes, window, name):
@@ -611,6 +716,10 @@ def _ring_sums(power, sizes):
     return jax.ops.segment_sum(flat, rings.ravel(), int(rings.max()) + 1)
 
 
+def _spectrum(leaf, axes, name):
+    return _transform(_check_map(leaf, name), _axes_of(leaf.shape, axes, name))
+
+
 def _transform(leaf, axes):
     """The half spectrum of a real map in at least float32, axes first; its bin 0 is the mean."""
     leading = range(len(axes))
@@ -634,6 +743,19 @@ def _axes_of(shape, axes, name):
     if 0 in _sizes(shape, positive):
         raise ValueError(f"{name}: a map of shape {shape} has no elements along axes {axes}.")
     return positive
+
+
+def _channels_of(shape, axes, channel_axis):
+    """Where the channels of a map are in its spectrum, whose axes come first."""
+    positive = _axes_of(shape, axes, "wiener")
+    channels = channel_axis % len(shape)
+    if channels in positive or not -len(shape) <= channel_axis < len(shape):
+        raise ValueError(
+            f"wiener: a map of shape {shape} has no channel axis {channel_axis} beside axes "
+            f"{axes}. Type channel_axis=None for maps without channels."
+        )
+    others = [axis for axis in range(len(shape)) if axis not in positive]
+    return len(positive) + others.index(channels)
 
 
 def _check_map(leaf, name):

@@ -34,7 +34,7 @@ TRANSFORMS = {
     "lowpass": lambda explain: sj.lowpass(sj.smoothgrad(explain), 1.0),
     "forgrad": lambda explain: sj.forgrad(sj.smoothgrad(explain), 1.0),
     "signal and noise": functools.partial(sj.smoothgrad, reduction=sj.spectral.signal_and_noise()),
-    "wiener": functools.partial(sj.smoothgrad, reduction=sj.spectral.wiener()),
+    "wiener": functools.partial(sj.smoothgrad, reduction=sj.spectral.wiener((0,), channel_axis=-1)),
 }
 
 

@@ -316,7 +316,11 @@ def test_an_explainer_stays_deterministic_or_stochastic(transform, key):
         transform(noisy, 2)(None, x)
 
 
-@pytest.mark.parametrize("reduction", [wiener(), signal_and_noise()], ids=["wiener", "rings"])
+@pytest.mark.parametrize(
+    "reduction",
+    [wiener(), wiener(channel_axis=2), signal_and_noise()],
+    ids=["wiener", "joint", "rings"],
+)
 def test_gradients_of_reductions_are_those_of_the_stack(reduction, key):
     """Which keeps all draws, where the loop goes over them a second time."""
     w, x = random_map((6, 5, 2)), random_map((6, 5, 2), 1)
@@ -493,6 +497,11 @@ def test_other_errors_say_what_is_needed(key):
         forgrad(identity, 2, channel_axis="c")
     with pytest.raises(ValueError, match="at least 2"):
         sj.smoothgrad(identity, 0.1, num_samples=1, reduction=wiener())
+    for channel_axis in (-1, 0, 2, -3):
+        with pytest.raises(ValueError, match=rf"has no channel axis {channel_axis} beside axes"):
+            sj.smoothgrad(identity, 0.1, reduction=wiener(channel_axis=channel_axis))(key, None, x)
+    with pytest.raises(TypeError, match="wiener: channel_axis must be a Python int"):
+        wiener(channel_axis=1.0)
 
 
 # Power spectra
@@ -532,6 +541,7 @@ def test_a_filtered_map_has_no_power_beyond_the_cutoff():
 
 # Fixed objects, so that the tests share compiled programs.
 STACK, WIENER, SIGNAL_AND_NOISE = reductions.stack(), wiener(), signal_and_noise()
+JOINT_WIENER = wiener(channel_axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("reduction", "num_samples", "chunk_size", "explain"))
@@ -588,22 +598,112 @@ def test_noise_is_found_at_its_frequencies_not_spread_over_all(key):
 # The Wiener reduction
 
 
+def direct_rings(shape):
+    """Which bins a ring is estimated from: those of radius within three of it; ring 0 alone."""
+    rings = np.floor(direct_radii(shape) + 0.5).astype(int)
+    near = {r: (abs(rings - r) <= 3) & (rings > 0) for r in range(1, rings.max() + 1)}
+    return rings, {0: rings == 0, **near}
+
+
 def test_wiener_agrees_with_its_formula(key):
     x = random_map((7, 10, 2))
-    draws = np.asarray(draws_of(STACK, key, x, 5.0), float)
-    result = draws_of(WIENER, key, x, 5.0)
-    rings = np.floor(direct_radii((7, 10)) + 0.5).astype(int)
+    draws = np.asarray(draws_of(STACK, key, x, 20.0), float)
+    result = draws_of(WIENER, key, x, 20.0)
+    rings, near = direct_rings((7, 10))
     for channel in range(2):
         mean = draws[..., channel].mean(axis=0)
-        power = direct_spectrum(mean)
-        noise = sum(direct_spectrum(d - mean) for d in draws[..., channel]) / (12 * 11)
-        share = np.clip(1 - noise / power, 0, 1)
+        power = abs(direct_dft(mean)) ** 2
+        noise = sum(abs(direct_dft(d - mean)) ** 2 for d in draws[..., channel]) / (12 * 11)
+        share = np.array([max(1 - noise[b].sum() / power[b].sum(), 0) for b in near.values()])
         assert share.min() == 0 < share[1:].max() < 1
         share[0] = 1
         close(result[..., channel], direct_filter(mean, share[rings]))
 
 
-@pytest.mark.parametrize("reduction", [WIENER, SIGNAL_AND_NOISE])
+def test_joint_wiener_agrees_with_its_formula(key):
+    """Channels in the middle, of signals and noises that are alike in different ways."""
+    mixing = np.random.default_rng(5).standard_normal((3, 3)).astype("f4")
+    noise_to_draw = sj.stochastic(
+        lambda key, params, x: (
+            x + jnp.einsum("ij,yjx->yix", mixing, jax.random.normal(key, x.shape, x.dtype))
+        )
+    )
+    x = random_map((7, 3, 10)) * jnp.array([3.0, -2.0, 0.5], "f4")[None, :, None]
+    reduction = wiener((0, 2), channel_axis=1)
+    draws = np.asarray(draws_of(STACK, key, x, 0.0, explain=noise_to_draw), float)
+    result = draws_of(reduction, key, x, 0.0, explain=noise_to_draw)
+    rings, near = direct_rings((7, 10))
+    spectra = np.stack([[direct_dft(d[:, c]) for c in range(3)] for d in draws])
+    mean = spectra.mean(axis=0)
+    gaps = (spectra - mean) / math.sqrt(12 * 11)
+    want, clipped = mean.copy(), 0
+    for ring, bins in near.items():
+        power = np.einsum("ib,jb->ij", mean[:, bins], mean[:, bins].conj()).real
+        noise = np.einsum("nib,njb->ij", gaps[..., bins], gaps[..., bins].conj()).real
+        unit = np.sqrt(np.diag(power))  # what is positive depends on the channels' units
+        values, vectors = np.linalg.eigh((power - noise) / np.outer(unit, unit))
+        clipped += np.sum(values < 0)
+        signal = (vectors * values.clip(0)) @ vectors.T * np.outer(unit, unit)
+        gain = np.eye(3) - noise @ np.linalg.inv(signal + noise)
+        if ring:
+            want[:, rings == ring] = gain @ mean[:, rings == ring]
+    assert 0 < clipped < 3 * len(near) / 2
+    want = np.stack([direct_dft(w, sign=1).real / 70 for w in want], axis=1)
+    close(result, want, rtol=1e-4, atol=1e-4)
+
+
+def test_joint_wiener_of_one_channel_is_wiener(key):
+    x = random_map((7, 10, 1))
+    close(draws_of(JOINT_WIENER, key, x, 5.0), draws_of(WIENER, key, x, 5.0), rtol=1e-4, atol=1e-4)
+
+
+def test_joint_wiener_leaves_other_axes_apart():
+    draws = random_map((5, 6, 3, 7, 2)) ** 2
+
+    @functools.partial(jax.jit, static_argnames=("reduction",))
+    def reduce(reduction, draws):
+        state = reduction.init(jax.ShapeDtypeStruct(draws.shape[1:], draws.dtype), len(draws))
+        return reduction.finalize(reduction.update(state, draws))
+
+    reduction = wiener((0, 2), channel_axis=1)
+    apart = [reduce(reduction, draws[..., i]) for i in range(2)]
+    close(reduce(reduction, draws), jnp.stack(apart, axis=-1))
+
+
+def test_joint_wiener_does_not_depend_on_the_units_of_channels(key):
+    x, units = random_map((7, 10, 3)), jnp.array([1.0, -0.1, 20.0], "f4")[None, None]
+    plain = draws_of(JOINT_WIENER, key, x, 3.0)
+    scaled = draws_of(JOINT_WIENER, key, x, 3.0, explain=lambda params, x: x * units)
+    close(scaled / units, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_joint_wiener_takes_equal_and_empty_channels(key):
+    def explain(params, x):
+        return jnp.stack([x, x, 0 * x, -2 * x], axis=-1)
+
+    x = random_map((7, 10))
+    joint = draws_of(JOINT_WIENER, key, x, 5.0, explain=explain)
+    # To the regularisation, a part in a million, times what the noise exceeds the signal by.
+    close(joint, explain(None, draws_of(WIENER, key, x, 5.0)), atol=1e-3)
+
+
+def test_joint_wiener_tells_noise_from_signal_by_their_channels(key):
+    """Noise that all channels share beside a signal in one: the difference of two is exact."""
+    truth = jnp.stack([random_map((12, 12)), jnp.zeros((12, 12), "f4")], axis=-1)
+    truth -= truth.mean(axis=(0, 1), keepdims=True)
+
+    @sj.stochastic
+    def explain(key, params, x):
+        return x + 3 * jax.random.normal(key, (12, 12, 1), x.dtype)
+
+    def error(reduction):
+        result = draws_of(reduction, key, truth, 0.0, explain=explain)
+        return jnp.mean(jnp.square(result - result.mean((0, 1), keepdims=True) - truth))
+
+    assert error(JOINT_WIENER) < 0.1 * error(WIENER)
+
+
+@pytest.mark.parametrize("reduction", [WIENER, JOINT_WIENER, SIGNAL_AND_NOISE])
 def test_any_chunk_size_gives_the_same(reduction, key):
     x = random_map((7, 10, 2))
     expected = draws_of(reduction, key, x, 5.0)
@@ -611,11 +711,12 @@ def test_any_chunk_size_gives_the_same(reduction, key):
         close(draws_of(reduction, key, x, 5.0, chunk_size=chunk_size), expected)
 
 
-def test_wiener_is_exact_without_noise_and_keeps_the_mean(key):
+@pytest.mark.parametrize("reduction", [WIENER, JOINT_WIENER])
+def test_wiener_is_exact_without_noise_and_keeps_the_mean(reduction, key):
     x = random_map((7, 10, 2))
     for exact in (jnp.full_like(x, 1.3), x, 0 * x):
-        close(draws_of(WIENER, key, exact, 0.0), exact)
-    plain, shrunk = draws_of(STACK, key, x, 20.0).mean(axis=0), draws_of(WIENER, key, x, 20.0)
+        close(draws_of(reduction, key, exact, 0.0), exact)
+    plain, shrunk = draws_of(STACK, key, x, 20.0).mean(axis=0), draws_of(reduction, key, x, 20.0)
     close(shrunk.mean(axis=(0, 1)), plain.mean(axis=(0, 1)), atol=1e-4)
 
 
@@ -640,12 +741,27 @@ def test_wiener_reduces_the_error_of_a_smooth_signal_in_noise(key):
     assert gain.mean() - 5 * gain.std(ddof=1) / math.sqrt(30) > 0.35
 
 
-def test_wiener_is_differentiable_even_without_noise(key):
-    x = random_map((6, 5)).at[:3].set(0.0)
-    weights = random_map((6, 5), seed=3)
-    gradient = jax.jit(jax.grad(lambda x, s: jnp.vdot(weights, draws_of(WIENER, key, x, s, 2))))
+@pytest.mark.parametrize("reduction", [WIENER, JOINT_WIENER])
+def test_wiener_is_differentiable_even_without_noise(reduction, key):
+    x = random_map((6, 5, 2)).at[:3].set(0.0)
+    weights = random_map((6, 5, 2), seed=3)
+    gradient = jax.jit(jax.grad(lambda x, s: jnp.vdot(weights, draws_of(reduction, key, x, s, 2))))
     close(gradient(x, 0.0), weights)
+    assert np.isfinite(gradient(0 * x, 0.0)).all()
     assert np.isfinite(gradient(x, 0.5)).all()
+
+
+def test_the_positive_part_has_its_derivative():
+    """Against differences, of matrices with eigenvalues of both signs, and equal ones."""
+    random = np.random.default_rng(0).standard_normal((2, 4, 4))
+    rotation, tangent = np.linalg.qr(random[0])[0], random[1] + random[1].T
+    with jax.enable_x64():
+        for values in ([3.0, 1.0, -0.5, -2.0], [1.0, 1.0, -1.0, -1.0], [2.0, 2.0, 2.0, 2.0]):
+            matrix = jnp.asarray((rotation * np.array(values)) @ rotation.T)
+            part = spectral._positive_part
+            got, slope = jax.jvp(part, (matrix,), (jnp.asarray(tangent),))
+            close(got, (rotation * np.maximum(values, 0)) @ rotation.T)
+            close(slope, (part(matrix + 1e-6 * tangent) - part(matrix - 1e-6 * tangent)) / 2e-6)
 
 
 def test_wiener_composes_and_keeps_structure_and_dtype(key):
