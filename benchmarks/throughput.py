@@ -446,7 +446,7 @@ def time_to_half(ours, theirs):
         print("  run convergence.py first for the time to a squared error of 0.5", flush=True)
         return None
     needed = json.loads(record.read_text())["kinds"]["input"]["draws_to_half"]
-    ours = [time * needed["wiener"] for time in ours]
+    ours = [time * needed["joint"] for time in ours]
     theirs = [time * needed["plain"] for time in theirs]
     return compare("time to a squared error of 0.5 / Captum's", ours, [theirs], 0.25)
 

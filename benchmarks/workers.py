@@ -127,7 +127,7 @@ def ours(data):
     return {
         "gradient": lambda: (compiled(gradient, net.params, x, label), {}),
         "smoothgrad": smoothgrad,
-        "wiener": lambda: smoothgrad(reduction=wiener()),
+        "wiener": lambda: smoothgrad(reduction=wiener(channel_axis=-1)),
         "noisegrad": noisegrad,
         "adaptgrad": adaptgrad,
     }, device_megabytes

@@ -457,3 +457,12 @@ def test_box_muller_on_leaves_keys_and_draws_is_independent():
 
 def test_nan_passes_on():
     assert np.all(np.isnan(draws_of(jnp.array([jnp.nan, 1.0]), sj.relative(0.1), num_samples=2)))
+
+
+def test_weights_are_perturbed_once_not_anew_for_each_pixel(key):
+    """What XLA fuses into the loops over pixels it computes in each; no branch is ever fused."""
+    weights, x = jnp.ones(4), jnp.ones((64, 64, 4))
+    explain = jax.grad(lambda w, x: jnp.sum(jnp.tanh(w * x)), argnums=1)
+    with jax.numpy_rank_promotion("allow"):
+        compiled = jax.jit(sj.noisegrad(explain, 0.1)).lower(key, weights, x).compile()
+    assert " conditional(" in compiled.as_text()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import smoothjax as sj
 from smoothjax import reductions
 
-CASES = int(os.environ.get("HYPOTHESIS_CASES", "300"))
+CASES = int(os.environ.get("HYPOTHESIS_CASES", "200"))
 OURS = re.compile(r"(smoothgrad|noisegrad|relative|adaptive|sampler)\b")
 
 FLOATS = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64][: 3 + jax.config.jax_enable_x64]

@@ -1,14 +1,14 @@
 """EfficientNet-Lite in Flax NNX, and the way its weights are called in PyTorch's checkpoint."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from smoothjax.zoo.depthwise import depthwise
+from smoothjax.zoo.convolution import convolution, depthwise
 
 NUM_CLASSES = 1000
 # Of each stage: blocks, kernel size, stride of its first block, expansion, channels.
@@ -33,18 +33,23 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(channels, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
 
-class DepthwiseConv(nnx.Module):
-    """A depthwise convolution without bias."""
+class Conv(nnx.Module):
+    """A convolution without bias, of ours, since XLA's are slow on CPUs."""
 
-    def __init__(self, channels: int, size: int, stride: int, rngs: nnx.Rngs):
-        """Initialises a kernel of size x size pixels per channel."""
-        initialise = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(initialise(rngs.params(), (size, size, 1, channels)))
-        self.stride = stride
+    def __init__(
+        self,
+        convolve: Callable[[jax.Array, jax.Array, int], jax.Array],
+        shape: tuple[int, int, int, int],
+        stride: int,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises a kernel of shape (rows, columns, inputs of each output, outputs)."""
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
+        self.convolve, self.stride = convolve, stride
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the convolved images, (batch, H / stride, W / stride, channels)."""
-        return depthwise(images, self.kernel[...].astype(images.dtype), self.stride)
+        """Returns the convolved images, (batch, H / stride, W / stride, outputs)."""
+        return self.convolve(images, self.kernel[...].astype(images.dtype), self.stride)
 
 
 class Block(nnx.Module):
@@ -60,7 +65,7 @@ class Block(nnx.Module):
         if self.has_expand:
             self.expand = _pointwise(inputs, channels, rngs)
             self.expand_norm = _norm(channels, rngs)
-        self.depthwise = DepthwiseConv(channels, size, stride, rngs)
+        self.depthwise = Conv(depthwise, (size, size, 1, channels), stride, rngs)
         self.depthwise_norm = _norm(channels, rngs)
         self.project = _pointwise(channels, outputs, rngs)
         self.project_norm = _norm(outputs, rngs)
@@ -80,7 +85,7 @@ class EfficientNetLite(nnx.Module):
 
     def __init__(self, width: float, depth: float, rngs: nnx.Rngs):
         """Scales the stages' channels by width and their blocks by depth."""
-        self.stem = nnx.Conv(3, STEM_CHANNELS, (3, 3), 2, use_bias=False, rngs=rngs)
+        self.stem = Conv(convolution, (3, 3, 3, STEM_CHANNELS), 2, rngs)
         self.stem_norm = _norm(STEM_CHANNELS, rngs)
         blocks, inputs = [], STEM_CHANNELS
         for number, (repeats, size, stride, expansion, channels) in enumerate(STAGES):

@@ -1,4 +1,4 @@
-"""The shifted sums against XLA's own convolution, with all derivatives, vmap and bfloat16."""
+"""The zoo's convolutions against XLA's own, with all derivatives, vmap and bfloat16."""
 
 import functools
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothjax.zoo import depthwise as module
-from smoothjax.zoo.depthwise import depthwise
+from smoothjax.zoo import convolution as module
+from smoothjax.zoo.convolution import convolution, depthwise
 
 cases = pytest.mark.parametrize(
     ("size", "window", "stride"),
@@ -31,7 +31,7 @@ def lax_convolution(images, kernel, stride):
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=images.shape[-1],
+        feature_group_count=images.shape[-1] // kernel.shape[2],
     )
 
 
@@ -44,19 +44,25 @@ def close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
-@cases
-def test_equals_lax_with_both_gradients(size, window, stride):
-    images, kernel = draw(0, 2, *size, 3), draw(1, window, window, 1, 3)
-    cotangent = draw(2, 2, *(-(-n // stride) for n in size), 3)
+either = pytest.mark.parametrize(
+    ("convolve", "channels"), [(depthwise, (1, 3)), (convolution, (3, 5))]
+)
 
-    def pull_back(convolve):
+
+@cases
+@either
+def test_equals_lax_with_both_gradients(convolve, channels, size, window, stride):
+    images, kernel = draw(0, 2, *size, 3), draw(1, window, window, *channels)
+    cotangent = draw(2, 2, *(-(-n // stride) for n in size), channels[1])
+
+    def pull_back(function):
         def both(images, kernel):
-            result, vjp = jax.vjp(functools.partial(convolve, stride=stride), images, kernel)
+            result, vjp = jax.vjp(functools.partial(function, stride=stride), images, kernel)
             return result, vjp(cotangent)
 
         return jax.jit(both)(images, kernel)
 
-    close(pull_back(depthwise), pull_back(lax_convolution))
+    close(pull_back(convolve), pull_back(lax_convolution))
 
 
 @cases
@@ -125,13 +131,14 @@ def test_long_sums_keep_float32_precision():
     np.testing.assert_allclose(vjp(cotangent)[1][:, :, 0], expected, rtol=1e-5, atol=2e-4)
 
 
-@pytest.mark.parametrize(("platform", "shifted"), [("cpu", True), ("cuda", False), ("tpu", False)])
-def test_each_platform_gets_its_own_form(platform, shifted):
-    images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+@either
+@pytest.mark.parametrize(("platform", "ours"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_each_platform_gets_its_own_form(convolve, channels, platform, ours):
+    images, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, *channels))
     exported = jax.export.export(
-        jax.jit(functools.partial(depthwise, stride=1)), platforms=[platform]
+        jax.jit(functools.partial(convolve, stride=1)), platforms=[platform]
     )(images, kernel)
-    assert ("stablehlo.convolution" in exported.mlir_module()) is not shifted
+    assert ("stablehlo.convolution" in exported.mlir_module()) is not ours
 
 
 @pytest.mark.parametrize("stride", [1, 2])
