@@ -109,7 +109,12 @@ def ours(data):
         return compiled(build(chunk_size), *call), {"draws": draws, "chunk_size": chunk_size}
 
     def noisegrad():
-        smoothed = sj.noisegrad(gradient, float(data.sigma_weights), num_samples=NOISEGRAD_DRAWS)
+        smoothed = sj.noisegrad(
+            gradient,
+            float(data.sigma_weights),
+            num_samples=NOISEGRAD_DRAWS,
+            sampler=sj.noise.box_muller,
+        )
         batched = jax.vmap(smoothed, in_axes=(None, None, 0, 0))
         call = (key, net.params, jnp.asarray(data.xs), jnp.asarray(data.labels))
         return compiled(batched, *call), {"draws": NOISEGRAD_DRAWS, "images": len(data.xs)}
