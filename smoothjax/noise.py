@@ -383,7 +383,8 @@ def _draw(key, sizes, block, dtype, sampler):
             )
         return eps.astype(dtype)
 
-    at_once = min(_BLOCKS_AT_ONCE, len(keys))
+    # At least two rounds, if there is more than one block: XLA makes no loop of one.
+    at_once = min(_BLOCKS_AT_ONCE, -(-len(keys) // 2))
     # The last blocks are drawn again where there is no whole row of them.
     rows = np.minimum(np.arange(-(-len(keys) // at_once) * at_once), len(keys) - 1)
     rows = keys[rows.reshape(-1, at_once)]
