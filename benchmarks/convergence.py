@@ -399,6 +399,7 @@ def plot(result, path):
         for axis in row[:2]:
             axis.set(xscale="log", yscale="log")
             axis.axhline(1, color="grey", linewidth=0.8, linestyle=":")  # a map of zeros
+            axis.xaxis.set_minor_formatter(plt.NullFormatter())
         row[2].set(xscale="log")
         row[0].legend()
     figure.tight_layout()

@@ -459,9 +459,21 @@ def test_nan_passes_on():
     assert np.all(np.isnan(draws_of(jnp.array([jnp.nan, 1.0]), sj.relative(0.1), num_samples=2)))
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs need it")
 def test_weights_are_perturbed_once_not_anew_for_each_pixel(key):
     """What XLA fuses into the loops over pixels it computes in each; no branch is ever fused."""
     weights = jnp.ones((1, 2000))  # more than one block
     explain = jax.grad(lambda w, x: jnp.sum(jnp.tanh(w * x)), argnums=1)
     compiled = jax.jit(sj.noisegrad(explain, 0.1)).lower(key, weights, jnp.ones((9, 1))).compile()
     assert " conditional(" in compiled.as_text()
+
+
+def test_empty_leaves_change_nothing(key):
+    alone = draws_of({"a": jnp.zeros(3)}, 1.0, num_samples=2)["a"]
+    with jax.enable_x64():
+        for dtype in (np.float32, np.float64):  # the second is drawn apart
+            x = {"a": jnp.zeros(3, np.float32), "b": jnp.zeros((0, 2), dtype)}
+            got = draws_of(x, 1.0, num_samples=2)
+            np.testing.assert_array_equal(got["a"], alone)
+            assert got["b"].shape == (2, 0, 2)
+    assert draws_of({"b": jnp.zeros((0, 2))}, 1.0, num_samples=2)["b"].shape == (2, 0, 2)

@@ -497,7 +497,10 @@ def test_other_errors_say_what_is_needed(key):
         forgrad(identity, 2, channel_axis="c")
     with pytest.raises(ValueError, match="at least 2"):
         sj.smoothgrad(identity, 0.1, num_samples=1, reduction=wiener())
-    for channel_axis in (-1, 0, 2, -3):
+    for channel_axis in (0, 1):
+        with pytest.raises(ValueError, match=f"channel_axis {channel_axis} is among axes"):
+            wiener(channel_axis=channel_axis)
+    for channel_axis in (-1, 2, -3):
         with pytest.raises(ValueError, match=rf"has no channel axis {channel_axis} beside axes"):
             sj.smoothgrad(identity, 0.1, reduction=wiener(channel_axis=channel_axis))(key, None, x)
     with pytest.raises(TypeError, match="wiener: channel_axis must be a Python int"):
@@ -671,7 +674,7 @@ def test_joint_wiener_leaves_other_axes_apart():
 
 
 def test_joint_wiener_does_not_depend_on_the_units_of_channels(key):
-    x, units = random_map((7, 10, 3)), jnp.array([1.0, -0.1, 20.0], "f4")[None, None]
+    x, units = random_map((7, 10, 3)), jnp.array([1.0, -0.5, 20.0], "f4")[None, None]
     plain = draws_of(JOINT_WIENER, key, x, 3.0)
     scaled = draws_of(JOINT_WIENER, key, x, 3.0, explain=lambda params, x: x * units)
     close(scaled / units, plain, rtol=1e-4, atol=1e-4)
@@ -685,6 +688,34 @@ def test_joint_wiener_takes_equal_and_empty_channels(key):
     joint = draws_of(JOINT_WIENER, key, x, 5.0, explain=explain)
     # To the regularisation, a part in a million, times what the noise exceeds the signal by.
     close(joint, explain(None, draws_of(WIENER, key, x, 5.0)), atol=1e-3)
+
+
+def test_joint_wiener_takes_draws_that_are_noise_alone(key):
+    """Far above what is left of it in the mean, and equal in all channels."""
+
+    def explain(params, x):
+        signs = jnp.where(x[..., :1] > 0, 1.0, -1.0).astype(x.dtype)
+        return (
+            1e-4 + 1e3 * signs * random_map((8, 8, 1)) * jnp.array([1, 2, -3], x.dtype)[None, None]
+        )
+
+    x = jnp.zeros((8, 8, 3), "f4")
+    for i in range(5):
+        assert np.isfinite(
+            draws_of(JOINT_WIENER, jax.random.fold_in(key, i), x, num_samples=2, explain=explain)
+        ).all()
+
+
+def test_joint_wiener_is_not_spoilt_by_a_nearly_dead_channel(key):
+    def explain(params, x):
+        return x * jnp.array([1, 1, 1e-8], x.dtype)[None, None]
+
+    def pair(params, x):
+        return x[..., :2]
+
+    x = random_map((12, 12, 3))
+    alive = draws_of(JOINT_WIENER, key, x, 3.0, explain=explain)[..., :2]
+    close(alive, draws_of(JOINT_WIENER, key, x, 3.0, explain=pair), rtol=1e-3, atol=1e-3)
 
 
 def test_joint_wiener_tells_noise_from_signal_by_their_channels(key):
