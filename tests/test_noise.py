@@ -469,7 +469,7 @@ def test_weights_are_perturbed_once_not_anew_for_each_pixel(key):
 
 
 def test_empty_leaves_change_nothing(key):
-    alone = draws_of({"a": jnp.zeros(3)}, 1.0, num_samples=2)["a"]
+    alone = draws_of({"a": jnp.zeros(3, np.float32)}, 1.0, num_samples=2)["a"]
     with jax.enable_x64():
         for dtype in (np.float32, np.float64):  # the second is drawn apart
             x = {"a": jnp.zeros(3, np.float32), "b": jnp.zeros((0, 2), dtype)}
