@@ -622,15 +622,15 @@ def _(primals, tangents):
     """
     (matrix,), (tangent,) = primals, tangents
     values, vectors = jnp.linalg.eigh(matrix)
-
-    def sums(x):
-        return x[..., None] + x[..., None, :]
-
     # (max(a, 0) - max(b, 0)) / (a - b), written for all pairs of signs.
-    whole = sums(jnp.abs(values))
-    slope = sums(jnp.maximum(values, 0)) / jnp.where(whole > 0, whole, 1)
+    whole = _sums_of_pairs(jnp.abs(values))
+    slope = _sums_of_pairs(jnp.maximum(values, 0)) / jnp.where(whole > 0, whole, 1)
     inner = slope * _matmul(vectors.mT, _matmul(tangent, vectors))
     return _positive_part(matrix), _matmul(vectors, _matmul(inner, vectors.mT))
+
+
+def _sums_of_pairs(x):
+    return x[..., None] + x[..., None, :]
 
 
 def _midpoints(channels):
@@ -659,8 +659,7 @@ def _covariances(variances):
 
     `cov(a, b) = 2 var((a + b) / 2) - (var(a) + var(b)) / 2`.
     """
-    own = _ends(variances)
-    sums = own[..., None] + own[..., None, :]
+    sums = _sums_of_pairs(_ends(variances))
     covariances = 2 * variances[..., _pairs(variances.shape[-1])] - sums / 2
     # What float32 leaves of a difference of larger numbers is none.
     return jnp.where(jnp.abs(covariances) > 2e-6 * sums, covariances, 0)

@@ -33,12 +33,7 @@ def depthwise(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Raises:
       Nothing of its own; JAX reports shapes and dtypes that do not fit.
     """
-    return lax.platform_dependent(
-        images,
-        kernel,
-        cpu=functools.partial(_shifted_sums, stride),
-        default=functools.partial(_convolution, stride),
-    )
+    return _by_platform(_shifted_sums, images, kernel, stride)
 
 
 def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -55,10 +50,14 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Raises:
       Nothing of its own; JAX reports shapes and dtypes that do not fit.
     """
+    return _by_platform(_product, images, kernel, stride)
+
+
+def _by_platform(on_cpu, images, kernel, stride):
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=functools.partial(_product, stride),
+        cpu=functools.partial(on_cpu, stride),
         default=functools.partial(_convolution, stride),
     )
 
