@@ -477,3 +477,10 @@ def test_empty_leaves_change_nothing(key):
             np.testing.assert_array_equal(got["a"], alone)
             assert got["b"].shape == (2, 0, 2)
     assert draws_of({"b": jnp.zeros((0, 2))}, 1.0, num_samples=2)["b"].shape == (2, 0, 2)
+
+
+@pytest.mark.parametrize("size", [1, 3000])
+def test_noise_has_the_sign_of_what_the_sampler_draws(size):
+    """Of one block and of several: only the latter are perturbed in a branch."""
+    got = draws_of(jnp.zeros(size), 0.5, num_samples=2, sampler=lambda key, s, d: jnp.ones(s, d))
+    np.testing.assert_array_equal(got, np.full((2, size), 0.5))
