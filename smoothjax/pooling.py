@@ -4,18 +4,14 @@ from collections.abc import Callable
 
 import jax
 
+from smoothjax._checks import check_function, check_integer
+from smoothjax._transform import keyed, transform
+from smoothjax._trees import is_float0
+from smoothjax._typing import Explainer
 from smoothjax.reductions import check_no_estimate
-from smoothjax.transform import (
-    Explainer,
-    check_callable,
-    check_integer,
-    is_float0,
-    is_stochastic,
-    keyed,
-    named,
-)
 
 
+@transform
 def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> Explainer:
     """Returns an explainer of `how(explain(...), axis=axis)`, such as one value per pixel.
 
@@ -39,25 +35,22 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
 
     Cost: that of `explain`.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.pool(jax.grad(lambda params, x: jnp.sum(params * x), argnums=1), jnp.sum)
     >>> explain(jnp.array([[1.0, -1.0], [2.0, 3.0]]), jnp.ones((2, 2)))
     Array([0., 5.], dtype=float32)
     """
-    check_callable(how, "pool: how")
-    axis = check_integer(axis, "pool: axis")
-    return map_leaves("pool", explain, lambda leaf: how(leaf, axis=axis))
+    check_function(how, "how")
+    axis = check_integer(axis, "axis")
+    return map_leaves(explain, lambda leaf: how(leaf, axis=axis))
 
 
-def map_leaves(name: str, explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:
-    """Returns the explainer of `fun(leaf)` for each leaf of what `explain` returns."""
-    check_callable(explain, name)
+def map_leaves(explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:
+    """Returns the function `(key, *args)` to `fun(leaf)` for each leaf of what `explain` returns."""
     inner = keyed(explain)
 
-    @named(name, explain, takes_key=is_stochastic(explain))
     def mapped(key, *args, **kwargs):
         attribution = inner(key, *args, **kwargs)
-        check_no_estimate(attribution, name)
+        check_no_estimate(attribution)
         return jax.tree.map(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
 
     return mapped

@@ -13,16 +13,14 @@ reductions say how, with a second pass over the draws (`second_pass`).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
-from jax.scipy.special import betainc
 
-from smoothjax.transform import is_float0, wide_dtype
-
-PyTree = Any
+from smoothjax._trees import is_float0, wide_dtype
+from smoothjax._typing import PyTree
 
 
 class Reduction(NamedTuple):
@@ -97,26 +95,6 @@ def relative_error(estimate: Estimate) -> jax.Array:
     noise, power = norm2(estimate.stderr), norm2(estimate.mean)
     drowned = power <= noise  # and not where either is NaN, which passes on
     return jnp.where(drowned, jnp.inf, jnp.sqrt(noise / jnp.where(drowned, 1, power - noise)))
-
-
-def t_test(mean: Any, stderr: Any, num_samples: int) -> jax.Array:
-    """Returns the two-sided p-value of Student's t-test that a mean of samples is 0.
-
-    Args:
-      mean: of the samples, a number or array.
-      stderr: its standard error, above 0.
-      num_samples: the number of samples.
-
-    Returns:
-      An array like mean, from 0 to 1.
-
-    >>> from smoothjax.reductions import t_test
-    >>> print(t_test(1.0, 0.25, num_samples=4).round(3))
-    0.028
-    """
-    freedom = jnp.asarray(num_samples - 1, jnp.result_type(mean))
-    ratio = freedom / (freedom + (mean / stderr) ** 2)
-    return betainc(freedom / 2, jnp.full_like(freedom, 0.5), ratio)
 
 
 def mean() -> Reduction:
@@ -203,7 +181,7 @@ def stack() -> Reduction:
     return Reduction(init, update, lambda state: state[1])
 
 
-def check_no_estimate(draw: PyTree, name: str) -> None:
+def check_no_estimate(draw: PyTree) -> None:
     """Raises if a transform is handed an `Estimate` or the like, which it would not carry on."""
 
     def is_summary(node):
@@ -212,9 +190,9 @@ def check_no_estimate(draw: PyTree, name: str) -> None:
     for node in filter(is_summary, jax.tree.leaves(draw, is_leaf=is_summary)):
         kind = type(node).__name__
         raise TypeError(
-            f"{name} was handed {'an' if kind[0] in 'AEIOU' else 'a'} {kind}. The reduction to it "
-            "belongs to the outermost transform only: give the inner one reduction=mean() (the "
-            "default)."
+            f"the inner function returned {'an' if kind[0] in 'AEIOU' else 'a'} {kind}. The "
+            "reduction to it belongs to the outermost transform only: give the inner one "
+            "reduction=mean() (the default)."
         )
 
 

@@ -11,23 +11,17 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from smoothjax import noise, reductions, sampling
+from smoothjax import reductions
+from smoothjax._checks import check_integer
+from smoothjax._loop import monte_carlo
+from smoothjax._perturb import additive, multiplicative, perturbation
+from smoothjax._transform import at_argument, transform
+from smoothjax._typing import Explainer, Sampler
 from smoothjax.noise import adaptive, relative
 from smoothjax.reductions import Reduction
-from smoothjax.transform import (
-    Explainer,
-    argument,
-    check_argnum,
-    check_at_least,
-    check_callable,
-    keyed,
-    named,
-    replace,
-)
-
-Sampler = Callable[..., jax.Array]
 
 
+@transform(takes_key=True)
 def smoothgrad(
     explain: Explainer,
     sigma: Any = relative(0.15),
@@ -85,16 +79,14 @@ def smoothgrad(
 
     Source: Smilkov et al. 2017, arXiv 1706.03825.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> explain = jax.jit(sj.smoothgrad(jax.grad(score, argnums=1), sigma=0.01))
     >>> explain(jax.random.key(0), jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).round(1)
     Array([2., 4., 6.], dtype=float32)
     """
     return _smooth(
-        "smoothgrad",
         explain,
-        noise.additive,
+        additive,
         sigma=sigma,
         num_samples=num_samples,
         argnum=argnum,
@@ -107,6 +99,7 @@ def smoothgrad(
     )
 
 
+@transform(takes_key=True)
 def noisegrad(
     explain: Explainer,
     sigma: Any = 0.2,
@@ -157,16 +150,14 @@ def noisegrad(
 
     Source: Bykov et al. 2022, arXiv 2106.10185.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params["w"] * x)
     >>> explain = jax.jit(sj.noisegrad(jax.grad(score, argnums=1), sigma=0.01))
     >>> explain(jax.random.key(0), {"w": jnp.arange(3.0)}, jnp.ones(3)).round(1)
     Array([0., 1., 2.], dtype=float32)
     """
     return _smooth(
-        "noisegrad",
         explain,
-        noise.multiplicative,
+        multiplicative,
         sigma=sigma,
         num_samples=num_samples,
         argnum=argnum,
@@ -179,6 +170,7 @@ def noisegrad(
     )
 
 
+@transform(takes_key=True)
 def fusiongrad(
     explain: Explainer,
     sigma_weights: Any = 0.1,
@@ -215,20 +207,18 @@ def fusiongrad(
 
     Source: Bykov et al. 2022, arXiv 2106.10185.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> explain = jax.jit(sj.fusiongrad(jax.grad(score, argnums=1), 0.01, 0.01))
     >>> explain(jax.random.key(0), jnp.ones(3), jnp.array([1.0, 2.0, 3.0])).round(1)
     Array([2., 4., 6.], dtype=float32)
     """
-    check_callable(explain, "fusiongrad")
-    check_at_least(num_weight_draws, 1, "fusiongrad: num_weight_draws")
-    check_at_least(num_input_draws, 1, "fusiongrad: num_input_draws")
-    inner = smoothgrad(explain, sigma_inputs, num_samples=num_input_draws)
-    fused = noisegrad(inner, sigma_weights, num_samples=num_weight_draws, reduction=reduction)
-    return named("fusiongrad", explain, takes_key=True)(fused)
+    check_integer(num_weight_draws, "num_weight_draws", least=1)
+    check_integer(num_input_draws, "num_input_draws", least=1)
+    smoothed = smoothgrad(explain, sigma_inputs, num_samples=num_input_draws)
+    return noisegrad(smoothed, sigma_weights, num_samples=num_weight_draws, reduction=reduction)
 
 
+@transform(takes_key=True)
 def adaptgrad(
     explain: Explainer, bounds: tuple[Any, Any], confidence: Any = 0.95, **options: Any
 ) -> Explainer:
@@ -255,16 +245,15 @@ def adaptgrad(
 
     Source: Zhou et al. 2025, arXiv 2410.07711.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> explain = jax.jit(sj.adaptgrad(jax.grad(score, argnums=1), bounds=(0.0, 1.0)))
     >>> explain(jax.random.key(0), jnp.ones(2), jnp.array([0.0, 1.0]))
     Array([0., 2.], dtype=float32)
     """
-    smoothed = smoothgrad(explain, adaptive(bounds, confidence), **options)
-    return named("adaptgrad", explain, takes_key=True)(smoothed)
+    return smoothgrad(explain, adaptive(bounds, confidence), **options)
 
 
+@transform(takes_key=True)
 def vargrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) -> Explainer:
     """Returns an explainer of the variance of `explain` under noise on x.
 
@@ -286,16 +275,15 @@ def vargrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) -> 
 
     Source: Adebayo et al. 2018, arXiv 1810.03307; Hooker et al. 2019, arXiv 1806.10758.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x)
     >>> explain = jax.jit(sj.vargrad(jax.grad(score, argnums=1), 0.1))
     >>> explain(jax.random.key(0), jnp.ones(3), jnp.arange(3.0))  # a linear score: no variance
     Array([0., 0., 0.], dtype=float32)
     """
-    smoothed = smoothgrad(explain, sigma, reduction=reductions.variance(), **options)
-    return named("vargrad", explain, takes_key=True)(smoothed)
+    return smoothgrad(explain, sigma, reduction=reductions.variance(), **options)
 
 
+@transform(takes_key=True)
 def squaregrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) -> Explainer:
     """Returns an explainer of the mean square of `explain` under noise on x (SmoothGrad squared).
 
@@ -317,34 +305,28 @@ def squaregrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) 
 
     Source: Hooker et al. 2019, arXiv 1806.10758.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x)
     >>> explain = jax.jit(sj.squaregrad(jax.grad(score, argnums=1), 0.1))
     >>> explain(jax.random.key(0), jnp.arange(3.0), jnp.ones(3))
     Array([0., 1., 4.], dtype=float32)
     """
-    smoothed = smoothgrad(explain, sigma, reduction=reductions.mean_square(), **options)
-    return named("squaregrad", explain, takes_key=True)(smoothed)
+    return smoothgrad(explain, sigma, reduction=reductions.mean_square(), **options)
 
 
-def _smooth(name, explain, combine, *, sigma, argnum, where, sampler, **loop):
-    check_callable(explain, name)
-    argnum = check_argnum(argnum, name)
-    noise.check_noise(name, sigma, where, sampler)
-    sampling.check_loop(name, **loop)
-    inner = keyed(explain)
+def _smooth(explain, combine, *, sigma, argnum, where, sampler, **loop):
+    at = at_argument(explain, argnum)
+    perturb = perturbation(combine, sigma, where, sampler)
+    average = monte_carlo(**loop)
 
-    @named(name, explain, takes_key=True)
     def smoothed(key, *args, **kwargs):
-        perturbed = argument(args, argnum, name)
-        sigmas = noise.levels(name, perturbed, sigma, where)
+        x, explain_at = at(args, kwargs)
+        noisy = perturb(x)
 
-        def draw(draw_key):
+        def draw(key):
             # Split even if one is unused, so that what is inside does not change the noise outside.
-            noise_key, inner_key = jax.random.split(draw_key)
-            noisy = noise.perturb(noise_key, perturbed, sigmas, sampler, combine)
-            return inner(inner_key, *replace(args, argnum, noisy), **kwargs)
+            noise_key, inner_key = jax.random.split(key)
+            return explain_at(inner_key, noisy(noise_key))
 
-        return sampling.monte_carlo(draw, key, name, **loop)
+        return average(draw, key)
 
     return smoothed

@@ -1,19 +1,8 @@
-"""JAX is made strict before it starts: no silent promotion, and eight CPU devices."""
-
-import os
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    # Compiling is most of what the tests do.
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+"""A small network, for all tests."""
 
 import jax
 import jax.numpy as jnp
 import pytest
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax.noise import is_inexact
-from smoothjax.transform import axes_of, check_axes, check_number, wide_dtype
+from smoothjax._checks import axes_of, check_axes, check_number
+from smoothjax._transform import noted
+from smoothjax._trees import is_inexact, wide_dtype
+from smoothjax._typing import Axes, PyTree
 
-PyTree = Any
 
-
-def blur(sigma: float, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
+@noted
+def blur(sigma: float, axes: Axes = (0, 1)) -> Callable[[PyTree], PyTree]:
     """Returns a baseline: a function of x that blurs it with a Gaussian.
 
     `blurred_i = sum_k w_k x_(i + k)` along each of `axes`, with `w_k ~ exp(-k^2 / (2 sigma^2))` for
@@ -39,13 +40,11 @@ def blur(sigma: float, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTre
 
     Cost: two Fourier transforms along each axis, whatever sigma is.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.attribution.baselines import blur
-    >>> print(blur(1.0, axes=(0,))(jnp.array([0.0, 0.0, 100.0, 0.0, 0.0])).round())
+    >>> print(sj.attribution.blur(1.0, axes=(0,))(jnp.array([0.0, 0.0, 100.0, 0.0, 0.0])).round())
     [ 6. 24. 40. 24.  6.]
     """
-    sigma = _check_sigma(sigma)
-    axes = check_axes(axes, "blur")
+    sigma = check_number(sigma, "sigma", above=0, below=math.inf)
+    axes = check_axes(axes)
     reach = int(4 * sigma + 0.5)
     offsets = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -63,14 +62,15 @@ def blur(sigma: float, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTre
         return jax.lax.slice_in_dim(blurred, 0, size, axis=axis)
 
     def blurred(leaf):
-        for axis in axes_of(leaf.shape, axes, "blur"):
+        for axis in axes_of(leaf.shape, axes):
             leaf = along(leaf, axis)
         return leaf
 
     return _of_leaves(blurred)
 
 
-def channel_mean(axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
+@noted
+def channel_mean(axes: Axes = (0, 1)) -> Callable[[PyTree], PyTree]:
     """Returns a baseline: a function of x that gives each channel its mean over `axes`.
 
     Args:
@@ -83,15 +83,13 @@ def channel_mean(axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
     Raises:
       TypeError, ValueError: here for bad axes; when called, for an axis that x lacks.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.attribution.baselines import channel_mean
-    >>> print(channel_mean(axes=(0,))(jnp.array([[1.0, 5.0], [3.0, 9.0]])))
+    >>> print(sj.attribution.channel_mean(axes=(0,))(jnp.array([[1.0, 5.0], [3.0, 9.0]])))
     [[2. 7.]]
     """
-    axes = check_axes(axes, "channel_mean")
+    axes = check_axes(axes)
 
     def mean(leaf):
-        return jnp.mean(leaf, axes_of(leaf.shape, axes, "channel_mean"), keepdims=True)
+        return jnp.mean(leaf, axes_of(leaf.shape, axes), keepdims=True)
 
     return _of_leaves(mean)
 
@@ -104,9 +102,3 @@ def _of_leaves(fun):
 
     return lambda x: jax.tree.map(of_leaf, x)
 
-
-def _check_sigma(sigma):
-    number = check_number(sigma, "blur: sigma")
-    if not 0 < number < math.inf:
-        raise ValueError(f"blur: sigma must be above 0 and finite; got {sigma}.")
-    return number

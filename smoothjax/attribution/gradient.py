@@ -11,26 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax import reductions, sampling
-from smoothjax.noise import check_has_inexact, fit, is_inexact, resolve
-from smoothjax.reductions import Reduction
-from smoothjax.transform import (
-    Explainer,
-    argument,
-    check_argnum,
-    check_callable,
-    is_stochastic,
-    keyed,
-    named,
-    replace,
+from smoothjax import reductions
+from smoothjax._checks import check_leading_axis, require
+from smoothjax._loop import accumulate, check_count, monte_carlo
+from smoothjax._transform import at_argument, transform
+from smoothjax._trees import (
+    check_has_inexact,
+    combine,
+    fit,
+    is_inexact,
+    partition,
+    resolve,
     wide_dtype,
+    without_numbers,
 )
+from smoothjax._typing import Explainer, PyTree, Score
+from smoothjax.reductions import Reduction
 
-PyTree = Any
 Quadrature = Callable[[int], tuple[Any, Any]]
 
 
-def saliency(score: Explainer, *, argnum: int = 1) -> Explainer:
+@transform
+def saliency(score: Score, *, argnum: int = 1) -> Explainer:
     """Returns an explainer of the gradient of a score with respect to an argument, by default x.
 
     It is `jax.grad(score, argnums=1)`, signed, that counts arguments after the key if the score is
@@ -52,21 +54,21 @@ def saliency(score: Explainer, *, argnum: int = 1) -> Explainer:
 
     Source: Simonyan et al. 2014, arXiv 1312.6034.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.saliency(lambda params, x: jnp.sum(params * x**2))
     >>> explain(jnp.ones(3), jnp.arange(3.0))
     Array([0., 2., 4.], dtype=float32)
     """
-    gradient, argnum = _gradient("saliency", score, argnum)
+    at = at_argument(score, argnum)
 
-    @named("saliency", score, takes_key=is_stochastic(score))
     def explain(key, *args, **kwargs):
-        return gradient(key, argument(args, argnum, "saliency"), args, kwargs)
+        x, score_at = at(args, kwargs)
+        return _gradient(score_at)(key, x)
 
     return explain
 
 
-def input_times_gradient(score: Explainer, *, argnum: int = 1) -> Explainer:
+@transform
+def input_times_gradient(score: Score, *, argnum: int = 1) -> Explainer:
     """Returns an explainer of `x * gradient`, elementwise.
 
     Args:
@@ -84,17 +86,15 @@ def input_times_gradient(score: Explainer, *, argnum: int = 1) -> Explainer:
 
     Source: Shrikumar et al. 2016, arXiv 1605.01713.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> explain = sj.input_times_gradient(lambda params, x: jnp.sum(params * x**2))
     >>> explain(jnp.ones(3), jnp.arange(3.0))
     Array([0., 2., 8.], dtype=float32)
     """
-    gradient, argnum = _gradient("input_times_gradient", score, argnum)
+    at = at_argument(score, argnum)
 
-    @named("input_times_gradient", score, takes_key=is_stochastic(score))
     def explain(key, *args, **kwargs):
-        x = argument(args, argnum, "input_times_gradient")
-        return _leafwise(lambda x, g: x * g, x, gradient(key, x, args, kwargs))
+        x, score_at = at(args, kwargs)
+        return _leafwise(lambda x, g: x * g, x, _gradient(score_at)(key, x))
 
     return explain
 
@@ -109,7 +109,6 @@ def gauss_legendre(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       A pair of arrays (nodes, weights) of shape (num_steps,); the weights sum to 1.
 
-    >>> import smoothjax as sj
     >>> nodes, weights = sj.attribution.gauss_legendre(3)
     >>> print((nodes**5 * weights).sum().round(12))  # 1 / 6
     0.166666666667
@@ -118,8 +117,9 @@ def gauss_legendre(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     return (nodes + 1) / 2, weights / 2
 
 
+@transform
 def integrated_gradients(
-    score: Explainer,
+    score: Score,
     baseline: Any = 0.0,
     num_steps: int = 50,
     *,
@@ -154,40 +154,39 @@ def integrated_gradients(
 
     Source: Sundararajan et al. 2017, arXiv 1703.01365.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = jax.jit(sj.integrated_gradients(lambda params, x: jnp.sum(params * x**3)))
     >>> explain(jnp.ones(3), jnp.arange(3.0)).round(3)
     Array([0., 1., 8.], dtype=float32)
     """
-    name = "integrated_gradients"
-    gradient, argnum = _gradient(name, score, argnum)
-    sampling.check_loop(name, num_steps, reductions.mean(), chunk_size, what="num_steps")
+    at = at_argument(score, argnum)
+    num_steps = check_count(num_steps, "num_steps")
+    mean_over = accumulate(reductions.mean(), chunk_size)
     nodes, weights = quadrature(num_steps)
-    if np.shape(nodes) != (num_steps,) or np.shape(weights) != (num_steps,):
-        raise ValueError(
-            f"{name}: quadrature({num_steps}) must return nodes and weights of shape "
-            f"({num_steps},); got shapes {np.shape(nodes)} and {np.shape(weights)}."
-        )
+    require(
+        np.shape(nodes) == np.shape(weights) == (num_steps,),
+        f"quadrature({num_steps}) must return nodes and weights of shape ({num_steps},); got "
+        f"shapes {np.shape(nodes)} and {np.shape(weights)}.",
+    )
 
-    @named(name, score, takes_key=is_stochastic(score))
     def explain(key, *args, **kwargs):
-        x = argument(args, argnum, name)
-        start = baseline_like(baseline, x, name)
+        x, score_at = at(args, kwargs)
+        start, gradient = baseline_like(baseline, x), _gradient(score_at)
 
         def step(i):
             # The loop takes a mean; the quadrature is a weighted sum.
             weight = num_steps * jnp.asarray(weights)[i]
-            slope = gradient(key, _between(start, x, jnp.asarray(nodes)[i]), args, kwargs)
+            slope = gradient(key, _between(start, x, jnp.asarray(nodes)[i]))
             return _leafwise(lambda g: g * weight.astype(g.dtype), slope)
 
-        slope = sampling.accumulate(step, name, num_steps, reductions.mean(), chunk_size)
+        slope = mean_over(step, num_steps)
         return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
     return explain
 
 
+@transform(takes_key=True)
 def expected_gradients(
-    score: Explainer,
+    score: Score,
     baselines: PyTree,
     *,
     num_samples: int = 50,
@@ -221,55 +220,46 @@ def expected_gradients(
 
     Source: Erion et al. 2021, arXiv 1906.10670.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> data = jnp.zeros((10, 3))
     >>> explain = jax.jit(sj.expected_gradients(lambda params, x: jnp.sum(params * x), data))
     >>> explain(jax.random.key(0), jnp.ones(3), jnp.arange(3.0))
     Array([0., 1., 2.], dtype=float32)
     """
-    name = "expected_gradients"
-    gradient, argnum = _gradient(name, score, argnum)
-    sampling.check_loop(name, num_samples, reduction, chunk_size)
-    check_has_inexact(baselines, f"{name}: baselines")
-    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(baselines)}
-    if len(counts) != 1 or counts & {(), (0,)}:
-        raise ValueError(
-            f"{name}: baselines are examples stacked along a leading axis of one length, at least "
-            f"1; got leaves of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(baselines)]}."
-        )
-    ((num_baselines,),) = counts
+    at = at_argument(score, argnum)
+    average = monte_carlo(num_samples, reduction, chunk_size)
+    check_has_inexact(baselines)
+    num_baselines = check_leading_axis(baselines, "baselines")
+    one = jax.tree.map(lambda leaf: np.shape(leaf)[1:], baselines)
 
-    @named(name, score, takes_key=True)
     def explain(key, *args, **kwargs):
-        x = argument(args, argnum, name)
-        one = jax.tree.map(lambda leaf: np.shape(leaf)[1:], baselines)
+        x, score_at = at(args, kwargs)
+        gradient = _gradient(score_at)
         want = jax.tree.map(np.shape, x)
-        if one != want:
-            raise ValueError(f"{name}: each baseline must be shaped like x, {want}; got {one}.")
+        require(one == want, f"each baseline must be shaped like x, {want}; got {one}.")
 
-        def draw(draw_key):
-            baseline_key, time_key, inner_key = jax.random.split(draw_key, 3)
+        def draw(key):
+            baseline_key, time_key, inner_key = jax.random.split(key, 3)
             i = jax.random.randint(baseline_key, (), 0, num_baselines, jnp.int32)
             start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], baselines)
             t = jax.random.uniform(time_key, dtype=jnp.float32)
-            slope = gradient(inner_key, _between(start, x, t), args, kwargs)
+            slope = gradient(inner_key, _between(start, x, t))
             return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
-        return sampling.monte_carlo(draw, key, name, num_samples, reduction, chunk_size)
+        return average(draw, key)
 
     return explain
 
 
-def baseline_like(baseline: Any, x: PyTree, name: str) -> PyTree:
+def baseline_like(baseline: Any, x: PyTree) -> PyTree:
     """Returns the baseline as a pytree like x, with the leaves of x where those are not inexact."""
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(x)
-    values = resolve(baseline, x, f"{name}: baseline")
+    values = resolve(baseline, x, "baseline")
 
     def of_leaf(path, leaf, value):
         if not is_inexact(leaf):
             return leaf
         leaf = jnp.asarray(leaf)
-        fitting = fit(value, leaf, f"{name}: baseline", path)
+        fitting = fit(value, leaf, "baseline", path)
         return jnp.broadcast_to(fitting, leaf.shape).astype(leaf.dtype)
 
     return treedef.unflatten(
@@ -277,30 +267,16 @@ def baseline_like(baseline: Any, x: PyTree, name: str) -> PyTree:
     )
 
 
-def _gradient(name, score, argnum):
-    """The function `(key, x, args, kwargs)` that differentiates a score, and argnum checked."""
-    check_callable(score, name)
-    argnum = check_argnum(argnum, name)
-    inner = keyed(score)
+def _gradient(score_at):
+    """The gradient of `score_at(key, x)` with respect to the floating-point leaves of x."""
 
-    def gradient(key, x, args, kwargs):
-        check_has_inexact(x, name)
-        leaves, treedef = jax.tree.flatten(x)
-        places = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+    def gradient(key, x):
+        check_has_inexact(x)
+        inexact, others = partition(x, is_inexact)
+        slopes = jax.grad(lambda inexact: score_at(key, combine(inexact, others)))(inexact)
+        return combine(slopes, jax.tree.map(without_numbers, others))
 
-        def of_inexact(inexact):
-            changed = list(leaves)
-            for i, leaf in zip(places, inexact, strict=True):
-                changed[i] = leaf
-            return inner(key, *replace(args, argnum, treedef.unflatten(changed)), **kwargs)
-
-        slopes: list[Any] = [np.zeros(np.shape(leaf), jax.dtypes.float0) for leaf in leaves]
-        gradients = jax.grad(of_inexact)([jnp.asarray(leaves[i]) for i in places])
-        for i, slope in zip(places, gradients, strict=True):
-            slopes[i] = slope
-        return treedef.unflatten(slopes)
-
-    return gradient, argnum
+    return gradient
 
 
 def _between(start, x, t):

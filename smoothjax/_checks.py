@@ -1,0 +1,123 @@
+"""The checks of settings: what was got, what is needed, what to type.
+
+They name the parameter; the function that it belongs to is named by `_transform.noted`.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from smoothjax._trees import wide_dtype
+
+
+def require(condition: Any, message: str, error: type[Exception] = ValueError) -> None:
+    """Raises an error with this message unless the condition holds."""
+    if not condition:
+        raise error(message)
+
+
+def check_function(fun: Any, name: str) -> None:
+    """Raises if a setting called `name` is not a function."""
+    require(callable(fun), f"{name} must be a function; got {fun!r:.80}.", TypeError)
+
+
+def check_integer(value: Any, name: str, least: int | None = None) -> int:
+    """Returns a Python or NumPy integer as an int that is at least `least`, or raises."""
+    try:
+        if isinstance(value, (bool, jax.Array)):  # an array may be traced another time
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a Python int, known when building; got {value!r:.80}."
+        ) from None
+    require(least is None or number >= least, f"{name} must be at least {least}; got {number}.")
+    return number
+
+
+def check_number(
+    value: Any,
+    name: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Returns a known real number as a float inside the given bounds, or raises."""
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    is_known = is_array and not isinstance(value, Tracer)
+    if is_known and value.shape == () and jnp.issubdtype(value.dtype, np.number):
+        value = value.item()
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    require(is_real, f"{name} must be a number; got {value!r:.80}.", TypeError)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can hold.") from None
+    bounds = {"above": above, "at least": least, "below": below}
+    wanted = " and ".join(f"{how} {bound}" for how, bound in bounds.items() if bound is not None)
+    inside = (above is None or number > above) and (least is None or number >= least)
+    inside = inside and (below is None or number < below)
+    require(inside, f"{name} must be {wanted}; got {value}.")
+    return number
+
+
+def check_axes(axes: Any) -> tuple[int, ...]:
+    """Returns axes, such as (0, 1), as a tuple of different ints, or raises."""
+    try:
+        axes = tuple(axes)
+    except TypeError:
+        raise TypeError(f"axes must be a tuple like (0, 1); got {axes!r:.80}.") from None
+    axes = tuple(check_integer(axis, "each of axes") for axis in axes)
+    distinct = axes and len(set(axes)) == len(axes)
+    require(distinct, f"axes must be one or more different axes; got {axes}.")
+    return axes
+
+
+def axes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns `axes` counted from 0, or raises unless an array of that shape has them."""
+    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
+    require(
+        len(set(positive)) == len(axes),
+        f"axes {axes} must be different axes of an array of shape {shape}. Type axes=(0,) for "
+        "signals and tabular data, axes=(0, 1) for images.",
+    )
+    return positive
+
+
+def check_per_axis(values: Any, axes: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Returns a positive integer for each axis, of one for all or one for each, or raises."""
+    values = tuple(values) if isinstance(values, (tuple, list)) else (values,) * len(axes)
+    require(
+        len(values) == len(axes),
+        f"{name} must be one number or one for each of axes {axes}; got {values}.",
+    )
+    return tuple(check_integer(value, name, least=1) for value in values)
+
+
+def check_leading_axis(tree: Any, name: str, least: int = 1) -> int:
+    """Returns how many examples are stacked along the leading axis of each leaf, or raises."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    require(
+        len(sizes) == 1 and min(sizes) >= least,
+        f"{name} are examples stacked along a leading axis of one length, at least {least}; got "
+        f"leaves of shapes {shapes!s:.200}.",
+    )
+    return sizes.pop()
+
+
+def check_scalar(value: Any) -> jax.Array:
+    """Returns a score in at least float32, or raises unless it is a real scalar."""
+    value = jnp.asarray(value)
+    require(
+        value.shape == () and not jnp.issubdtype(value.dtype, jnp.complexfloating),
+        "the score must be a real scalar for one example; got an array of shape "
+        f"{value.shape} and dtype {value.dtype}. Pick one output, such as a class's logit.",
+        TypeError,
+    )
+    return value.astype(wide_dtype(value.dtype))

@@ -1,0 +1,121 @@
+"""What a metric is called with: `metric(params, x, attribution, *rest)`, checked once for all."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from smoothjax._checks import require
+from smoothjax._transform import at_argument, signature_with_key, transform
+from smoothjax._trees import wide_dtype
+from smoothjax._typing import PyTree, Score
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def metric(factory: F) -> F:
+    """Returns `factory(score, ...)` as a transform to a judge of attributions."""
+    return transform(signature=_with_attribution)(factory)
+
+
+def stochastic_metric(factory: F) -> F:
+    """Returns `factory(score, ...)` as a transform to a judge of attributions that takes a key."""
+    return transform(takes_key=True, signature=_with_attribution)(factory)
+
+
+def at_attribution(
+    score: Score, argnum: Any
+) -> Callable[[tuple, dict], tuple[PyTree, PyTree, Callable[[Any, PyTree], Any]]]:
+    """Returns `at(args, kwargs) -> x, attribution, score_at`, the score a function of (key, x).
+
+    The attribution follows the argument that it explains.
+    """
+    at = at_argument(score, argnum)
+
+    def judged(args, kwargs):
+        x, _ = at(args, kwargs)
+        require(
+            argnum + 1 < len(args),
+            "an attribution is judged, which follows the argument that it explains: "
+            "metric(params, x, attribution, *rest), with a key first if the metric takes one. Got "
+            f"{len(args)} positional argument(s) after the key.",
+            TypeError,
+        )
+        x, score_at = at((*args[: argnum + 1], *args[argnum + 2 :]), kwargs)
+        return x, args[argnum + 1], score_at
+
+    return judged
+
+
+def check_attribution(attribution: Any) -> jax.Array:
+    """Returns an attribution as a real array in at least float32, or raises."""
+    require(
+        jax.tree_util.all_leaves([attribution]),
+        f"an attribution that is judged is one array; got a {type(attribution).__name__}. Of "
+        "several arrays, judge each by itself; of an Estimate, its mean.",
+        TypeError,
+    )
+    array = jnp.asarray(attribution)
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    require(
+        real and array.size,
+        "an attribution that is judged is one array of real numbers; got one of dtype "
+        f"{array.dtype} and shape {array.shape}.",
+        TypeError,
+    )
+    return array.astype(wide_dtype(array.dtype))
+
+
+def like_input(attribution: Any, x: jax.Array) -> jax.Array:
+    """Returns an attribution of x with as many axes as x, trailing ones of length 1, or raises.
+
+    Each of its entries is then one feature, which stands for all entries of x that it broadcasts
+    to: of (H, W) or (H, W, 1), the channels of a pixel; of (H, W, channels), one entry.
+    """
+    require(
+        jax.tree_util.all_leaves([x]),
+        f"x must be one array; got a {type(x).__name__}.",
+        TypeError,
+    )
+    array = check_attribution(attribution)
+    padded = pad_axes(array, jnp.ndim(x))
+    require(
+        broadcasts(padded, jnp.shape(x)),
+        f"an attribution must be shaped like x, {jnp.shape(x)}, or lack its last axes, or have "
+        f"length 1 along some; got {array.shape}. For channels first, keep the axis: "
+        "pool(explain, partial(jnp.sum, keepdims=True), axis=0).",
+    )
+    return padded
+
+
+def pad_axes(array: jax.Array, ndim: int) -> jax.Array:
+    """Returns an array with trailing axes of length 1, so that it has `ndim` or more axes."""
+    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
+
+
+def broadcasts(array: jax.Array, shape: tuple[int, ...]) -> bool:
+    """Returns whether an array has the axes of `shape`, each of that length or of length 1."""
+    return array.ndim == len(shape) and all(
+        have in (1, want) for have, want in zip(array.shape, shape, strict=True)
+    )
+
+
+def _with_attribution(score, takes_key, settings):
+    """The signature of a score with an attribution behind the argument that is explained."""
+    signature = signature_with_key(score, takes_key)
+    if signature is None:
+        return None
+    place = settings["argnum"] + 1 + takes_key
+    parameters = list(signature.parameters.values())
+    before, after = parameters[:place], parameters[place:]
+    # After *args, which takes the attribution as well, there is nothing to add.
+    if len(before) < place or not all(one.kind in _POSITIONAL for one in before):
+        return signature
+    added = "attribution"
+    while added in signature.parameters:
+        added += "_"
+    return signature.replace(parameters=[*before, before[-1].replace(name=added), *after])
