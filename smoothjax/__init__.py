@@ -1,4 +1,5 @@
 """Function transforms that smooth explanations: each takes a function and returns a function."""
+
 import contextlib
 
 with contextlib.suppress(ImportError):

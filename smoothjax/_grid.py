@@ -13,19 +13,29 @@ def check_grid(grid: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if grid is None else check_per_axis(grid, axes, "grid")
 
 
-def grid_cells(
+def cells_per_axis(
     shape: tuple[int, ...], axes: tuple[int, ...], grid: tuple[int, ...] | None
-) -> np.ndarray:
-    """Returns the number of each position's cell, of length 1 along all axes but `axes`."""
-    axes = axes_of(shape, axes)
-    sizes = tuple(shape[axis] for axis in axes)
+) -> tuple[int, ...]:
+    """Returns how many cells an array has along each of `axes`, or raises."""
+    sizes = tuple(shape[axis] for axis in axes_of(shape, axes))
     grid = sizes if grid is None else grid
     require(
         all(cells <= size for cells, size in zip(grid, sizes, strict=True)),
         f"a grid of {grid} cells along axes {axes} is finer than x, of shape {shape}. Type "
         "grid=None to make every position a cell.",
     )
-    along = (np.arange(size) * cells // size for size, cells in zip(sizes, grid, strict=True))
+    return grid
+
+
+def grid_cells(
+    shape: tuple[int, ...], axes: tuple[int, ...], grid: tuple[int, ...] | None
+) -> np.ndarray:
+    """Returns the number of each position's cell, of length 1 along all axes but `axes`."""
+    grid, axes = cells_per_axis(shape, axes, grid), axes_of(shape, axes)
+    along = (
+        np.arange(shape[axis]) * cells // shape[axis]
+        for axis, cells in zip(axes, grid, strict=True)
+    )
     return _number(along, axes, len(shape))
 
 

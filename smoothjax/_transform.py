@@ -100,7 +100,7 @@ def keyed(fun: Explainer) -> Explainer:
     return without_key
 
 
-class noting:  # noqa: N801
+class noting:
     """A context whose errors get a note of where they came from."""
 
     def __init__(self, name: str):

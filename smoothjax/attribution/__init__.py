@@ -1,4 +1,5 @@
 """Methods: functions that take a score and return an explainer."""
+
 import contextlib
 
 with contextlib.suppress(ImportError):

@@ -5,8 +5,7 @@ Each of these two makes such a function.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -101,4 +100,3 @@ def _of_leaves(fun):
         return fun(jnp.asarray(leaf, wide_dtype(leaf.dtype)))
 
     return lambda x: jax.tree.map(of_leaf, x)
-

@@ -4,7 +4,6 @@ They split a network in two: `features(params, x)` returns activations (h, w, ch
 `head(params, activations, *rest)` the score. The same two functions put noise on an inner layer
 instead of the input:
 
->>> import jax, jax.numpy as jnp, smoothjax as sj
 >>> features = lambda params, x: jax.nn.relu(x @ params["layer"])
 >>> head = lambda params, activations, label: (activations @ params["out"])[label]
 >>> params = {"layer": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
@@ -13,27 +12,21 @@ instead of the input:
 Array([1., 1., 1., 1.], dtype=float32)
 """
 
-import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from smoothjax.attribution.masking import check_scalar
-from smoothjax.transform import (
-    Explainer,
-    check_callable,
-    is_stochastic,
-    keyed,
-    name_of,
-    named,
-    wide_dtype,
-)
+from smoothjax._checks import check_scalar, require
+from smoothjax._transform import is_stochastic, keyed, name_of, transform
+from smoothjax._trees import wide_dtype
+from smoothjax._typing import Explainer, Score
 
 Features = Callable[..., jax.Array]
 
 
-def gradcam(features: Features, head: Explainer, *, upsample: bool = True) -> Explainer:
+@transform(of=1)
+def gradcam(features: Features, head: Score, *, upsample: bool = True) -> Explainer:
     """Returns an explainer of the activations, weighted by each channel's mean gradient (Grad-CAM).
 
     `relu(sum_c w_c A_c)` with the activations A and `w_c` the mean over all places of the gradient
@@ -61,10 +54,9 @@ def gradcam(features: Features, head: Explainer, *, upsample: bool = True) -> Ex
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> features = lambda params, x: jax.nn.relu(x)
     >>> head = lambda params, activations: jnp.mean(activations, axis=(0, 1)) @ params
-    >>> explain = jax.jit(sj.attribution.gradcam(features, head))
+    >>> explain = jax.jit(sj.gradcam(features, head))
     >>> explain(jnp.array([1.0, 3.0]), jnp.array([[[0.0, 2.0], [5.0, -1.0]]]))[..., 0]
     Array([[3. , 2.5]], dtype=float32)
     """
@@ -73,10 +65,11 @@ def gradcam(features: Features, head: Explainer, *, upsample: bool = True) -> Ex
         del activations
         return jnp.mean(gradient, axis=_places(gradient), keepdims=True)
 
-    return _weighted_activations("gradcam", features, head, upsample, weights)
+    return _weighted_activations(features, head, upsample, weights)
 
 
-def gradcam_plus_plus(features: Features, head: Explainer, *, upsample: bool = True) -> Explainer:
+@transform(of=1)
+def gradcam_plus_plus(features: Features, head: Score, *, upsample: bool = True) -> Explainer:
     """Returns an explainer like Grad-CAM whose places weigh more the fewer of them there are.
 
     `relu(sum_c w_c A_c)` with `w_c = sum_ij r_ij / (2 + r_ij sum_ab A_ab)`, `r = relu(g)`, g the
@@ -101,10 +94,9 @@ def gradcam_plus_plus(features: Features, head: Explainer, *, upsample: bool = T
 
     Source: Chattopadhyay et al. 2018, arXiv 1710.11063.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> features = lambda params, x: jax.nn.relu(x)
     >>> head = lambda params, activations: jnp.sum(activations)
-    >>> explain = jax.jit(sj.attribution.gradcam_plus_plus(features, head))
+    >>> explain = jax.jit(sj.gradcam_plus_plus(features, head))
     >>> explain(None, jnp.array([[[2.0], [0.0]]]))[..., 0]  # weight 2 / (2 + 2)
     Array([[1., 0.]], dtype=float32)
     """
@@ -116,27 +108,21 @@ def gradcam_plus_plus(features: Features, head: Explainer, *, upsample: bool = T
         shares = positive / (2 + positive * total)
         return jnp.sum(shares, axis=places, keepdims=True)
 
-    return _weighted_activations("gradcam_plus_plus", features, head, upsample, weights)
+    return _weighted_activations(features, head, upsample, weights)
 
 
-def _weighted_activations(name, features, head, upsample, weights):
+def _weighted_activations(features, head, upsample, weights):
     """The explainer `relu(sum_c w_c A_c)` with `w = weights(A, gradient of head)`."""
     for fun in (features, head):
-        check_callable(fun, name)
-        if is_stochastic(fun):
-            raise TypeError(
-                f"{name} takes plain functions, and {name_of(fun)} takes a PRNG key. Smooth what "
-                f"{name} returns instead, like noisegrad({name}(features, head))."
-            )
+        require(
+            callable(fun) and not is_stochastic(fun),
+            f"features and head must be functions without a PRNG key; got {name_of(fun)}. Smooth "
+            "the explainer instead, like noisegrad(gradcam(features, head)).",
+            TypeError,
+        )
+    head = keyed(head)
 
-    inner = keyed(head)
-
-    def score(params, x, *rest, **kwargs):
-        return head(params, features(params, x), *rest, **kwargs)
-
-    @named(name, head, takes_key=False, signature=inspect.signature(score))
     def explain(key, params, x, *rest, **kwargs):
-        del key
         activations = features(params, x)
         dtype = getattr(activations, "dtype", None)
         if dtype is None or activations.ndim < 2 or not jnp.issubdtype(dtype, jnp.floating):
@@ -144,19 +130,19 @@ def _weighted_activations(name, features, head, upsample, weights):
                 f"shape {activations.shape} and dtype {dtype}" if dtype else f"{activations!r:.80}"
             )
             raise ValueError(
-                f"{name}: features must return real floating-point activations (h, w, channels) of "
-                f"one example; got {got}."
+                "features must return real floating-point activations (h, w, channels) of one "
+                f"example; got {got}."
             )
 
         def score_of(activations):
-            return check_scalar(inner(None, params, activations, *rest, **kwargs), name)
+            return check_scalar(head(key, params, activations, *rest, **kwargs))
 
         gradient = jax.grad(score_of)(activations)
         wide = wide_dtype(activations.dtype)
         a, g = activations.astype(wide), gradient.astype(wide)
         total = jnp.sum(weights(a, g) * a, axis=-1, keepdims=True)
         cam = jax.nn.relu(total).astype(activations.dtype)
-        return jax.image.resize(cam, _size(x, cam, name), "linear") if upsample else cam
+        return jax.image.resize(cam, _size(x, cam), "linear") if upsample else cam
 
     return explain
 
@@ -166,10 +152,10 @@ def _places(activations):
     return tuple(range(activations.ndim - 1))
 
 
-def _size(x, cam, name):
-    if jnp.ndim(x) != cam.ndim:
-        raise ValueError(
-            f"{name}: a map of shape {cam.shape} can be resized to an x with as many axes, like "
-            f"(H, W, 3); got x of shape {jnp.shape(x)}. Type upsample=False to leave it."
-        )
+def _size(x, cam):
+    require(
+        jnp.ndim(x) == cam.ndim,
+        f"a map of shape {cam.shape} can be resized to an x with as many axes, like (H, W, 3); got "
+        f"x of shape {jnp.shape(x)}. Type upsample=False to leave it.",
+    )
     return (*jnp.shape(x)[:-1], 1)

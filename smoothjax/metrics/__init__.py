@@ -1,4 +1,5 @@
 """Metrics: how good an attribution, or an explainer, is."""
+
 import contextlib
 
 with contextlib.suppress(ImportError):

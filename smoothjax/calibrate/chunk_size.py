@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from smoothjax.transform import check_at_least, check_callable, check_number
+from smoothjax._checks import check_function, check_integer, check_number, require
+from smoothjax._transform import noted
+from smoothjax._trees import combine, is_array, partition
 
 
 class ChunkCost(NamedTuple):
@@ -47,6 +49,7 @@ class ChunkTuning(NamedTuple):
         return "\n".join(lines)
 
 
+@noted
 def tune_chunk_size(
     build: Callable[[int], Callable[..., Any]],
     *args: Any,
@@ -78,51 +81,52 @@ def tune_chunk_size(
 
     Cost: compiling each candidate, and `repeats + 1` calls of each.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.tuning import tune_chunk_size
     >>> explain = jax.grad(lambda params, x: jnp.sum(params * x**2), argnums=1)
     >>> def build(chunk_size):
     ...     return sj.smoothgrad(explain, 0.1, num_samples=8, chunk_size=chunk_size)
     >>> arguments = jax.random.key(0), jnp.ones(3), jnp.ones(3)
-    >>> tuning = tune_chunk_size(build, *arguments, candidates=(1, 8), memory_limit=10**6)
+    >>> tuning = sj.tune_chunk_size(build, *arguments, candidates=(1, 8), memory_limit=10**6)
     >>> fastest = jax.jit(build(tuning.best))
     >>> [row.chunk_size for row in tuning.table]
     [1, 8]
     """
-    check_callable(build, "tune_chunk_size: build")
-    sizes = [check_at_least(c, 1, "tune_chunk_size: each of candidates") for c in candidates]
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise ValueError(
-            f"tune_chunk_size: candidates must be one or more different sizes; got {candidates!r}."
-        )
-    if not check_number(memory_limit, "tune_chunk_size: memory_limit") > 0:
-        raise ValueError(f"tune_chunk_size: memory_limit must be above 0; got {memory_limit}.")
-    check_at_least(repeats, 1, "tune_chunk_size: repeats")
+    check_function(build, "build")
+    sizes = [check_integer(size, "each of candidates", least=1) for size in candidates]
+    require(
+        sizes and len(set(sizes)) == len(sizes),
+        f"candidates must be one or more different sizes; got {candidates!r}.",
+    )
+    memory_limit = check_number(memory_limit, "memory_limit", above=0)
+    repeats = check_integer(repeats, "repeats", least=1)
+    arrays, others = partition(args, is_array)  # a model may hold functions
 
     needed, programs = {}, {}
     for size in sizes:
-        function = build(size)
-        check_callable(function, "tune_chunk_size: what build returns")
-        program = jax.jit(function).lower(*args).compile()
+        program = _compiled(build(size), arrays, others)
         needed[size] = _bytes(program)
-        too_large = needed[size] > memory_limit
-        if not too_large and math.isfinite(_seconds(program, args)):
+        too_large = needed[size] > memory_limit  # not where it is not known
+        if not too_large and math.isfinite(_seconds(program, arrays)):
             programs[size] = program
-    if not programs:
-        raise ValueError(
-            f"tune_chunk_size: no candidate of {sizes} fits into the memory; they need {needed} "
-            f"bytes, and memory_limit is {memory_limit}. Give it smaller ones."
-        )
+    require(
+        programs,
+        f"no candidate of {sizes} fits into the memory; they need {needed} bytes, and memory_limit "
+        f"is {memory_limit}. Give it smaller ones.",
+    )
 
     seconds = {size: [] for size in programs}
     for _ in range(repeats):
         for size, program in programs.items():
-            seconds[size].append(_seconds(program, args))
+            seconds[size].append(_seconds(program, arrays))
     table = tuple(
         ChunkCost(size, statistics.median(seconds.get(size, [math.inf])), needed[size])
         for size in sizes
     )
     return ChunkTuning(min(table, key=lambda row: row.seconds).chunk_size, table)
+
+
+def _compiled(function, arrays, others):
+    check_function(function, "what build returns")
+    return jax.jit(lambda arrays: function(*combine(arrays, others))).lower(arrays).compile()
 
 
 def _bytes(program):
@@ -132,11 +136,11 @@ def _bytes(program):
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
-def _seconds(program, args):
+def _seconds(program, arrays):
     """The time of one call; infinite if the device has too little memory for it."""
     start = time.perf_counter()
     try:
-        jax.block_until_ready(program(*args))
+        jax.block_until_ready(program(arrays))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

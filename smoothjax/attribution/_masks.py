@@ -1,0 +1,110 @@
+"""What methods share that query a score behind masks, `score(m * x + (1 - m) * baseline)`.
+
+A mask has one value for each position along `axes`, shared by all channels, and so has the map: it
+is shaped like x with length 1 along the other axes, (H, W, 1) for a photo of shape (H, W, 3). That
+broadcasts to x, and `smoothjax.pool` drops the axis as it does for any method.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothjax._checks import axes_of, check_axes, check_scalar
+from smoothjax._grid import grid_cells
+from smoothjax._transform import at_argument
+from smoothjax._trees import (
+    check_has_inexact,
+    combine,
+    is_inexact,
+    partition,
+    wide_dtype,
+    without_numbers,
+)
+from smoothjax._typing import Axes, PyTree, Score
+from smoothjax.attribution.gradient import baseline_like
+
+
+class Map(NamedTuple):
+    """The map of one leaf of x.
+
+    Attributes:
+      shape: that of the leaf, with 1 along all axes but `axes`.
+      axes: the axes that masks span, counted from 0.
+      place: the position of the leaf among all leaves of x.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    place: int
+
+
+class Masked(NamedTuple):
+    """A score behind masks, for the arguments of one call.
+
+    Attributes:
+      maps: the `Map` of each floating-point leaf of x.
+      query: `query(key, masks)`, the score of x behind a list of masks, each shaped like its map.
+      restore: `restore(values)`, a pytree like x of a list of maps.
+    """
+
+    maps: list[Map]
+    query: Callable[[Any, list[jax.Array]], jax.Array]
+    restore: Callable[[list[jax.Array]], PyTree]
+
+
+def masking(
+    score: Score, baseline: Any, axes: Axes, argnum: Any
+) -> Callable[[tuple, dict], Masked]:
+    """Returns `masked(args, kwargs)`, which makes a `Masked` of the arguments of a score."""
+    axes = check_axes(axes)
+    at = at_argument(score, argnum)
+
+    def masked(args, kwargs):
+        x, score_at = at(args, kwargs)
+        check_has_inexact(x)
+        shown, others = partition(x, is_inexact)
+        hiding, _ = partition(baseline_like(baseline, x), is_inexact)
+        leaves, treedef = jax.tree.flatten(shown)
+        places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
+        maps = [_map_of(leaf, axes, place) for leaf, place in zip(leaves, places, strict=True)]
+
+        def query(key, masks):
+            mixed = jax.tree.map(_mix, treedef.unflatten(masks), shown, hiding)
+            return check_scalar(score_at(key, combine(mixed, others)))
+
+        def restore(values):
+            real = [jnp.finfo(leaf.dtype).dtype for leaf in leaves]
+            values = [value.astype(dtype) for value, dtype in zip(values, real, strict=True)]
+            return combine(treedef.unflatten(values), jax.tree.map(without_numbers, others))
+
+        return Masked(maps, query, restore)
+
+    return masked
+
+
+def cells_of(maps: list[Map], grid: tuple[int, ...] | None) -> tuple[list[np.ndarray], int]:
+    """Returns the number of each position's cell, an array for each map, and of all cells."""
+    numbers, total = [], 0
+    for one in maps:
+        numbers.append(grid_cells(one.shape, one.axes, grid) + total)
+        total = int(numbers[-1].max()) + 1
+    return numbers, total
+
+
+def _map_of(leaf, axes, place):
+    shape = np.shape(leaf)
+    positive = axes_of(shape, axes)
+    spanned = tuple(size if axis in positive else 1 for axis, size in enumerate(shape))
+    return Map(spanned, positive, place)
+
+
+def _mix(mask, leaf, hiding):
+    wide = wide_dtype(leaf.dtype)
+    mask, shown, hiding = (jnp.asarray(a).astype(wide) for a in (mask, leaf, hiding))
+    mixed = mask * shown + (1 - mask) * hiding
+    # What is infinite times 0 would be NaN.
+    mixed = jnp.where(mask == 1, shown, jnp.where(mask == 0, hiding, mixed))
+    return mixed.astype(leaf.dtype)
