@@ -50,7 +50,8 @@ def monte_carlo(
     Its settings are those of `smoothgrad`.
     """
     run = accumulate(reduction, chunk_size, tolerance, sharding)
-    num = check_count(num_samples, "num_samples", reduction.min_samples)
+    name = "num_samples" if reduction.min_samples == 1 else "num_samples for this reduction"
+    num = check_count(num_samples, name, reduction.min_samples)
     if sharding is not None:
         check_divides(sharding, num, chunk_size)
 

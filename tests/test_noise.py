@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import smoothjax as sj
-from smoothjax import noise, reductions
+from smoothjax import _box_muller, reductions
 from smoothjax.noise import box_muller
 
 
@@ -277,7 +277,7 @@ BAD_SETTINGS = [
     ({"where": 1}, TypeError, "`where` holds bools.*got 1"),
     ({"where": jnp.array([True, False])}, TypeError, "some elements.*zeros as sigma"),
     ({"where": "kernel"}, TypeError, "`where` holds bools"),
-    ({"sampler": 3}, TypeError, "sampler takes a function"),
+    ({"sampler": 3}, TypeError, "sampler must be a function"),
 ]
 
 
@@ -289,13 +289,13 @@ def test_bad_settings_are_refused_when_building(smooth, options, error, message)
 
 
 BAD_RULES = [
-    (lambda: sj.relative(-0.1), ValueError, "relative: level must not be negative; got -0.1"),
-    (lambda: sj.relative("a"), TypeError, "relative: level must be a real number"),
-    (lambda: sj.relative(10**400), TypeError, "relative: level must be a real number"),
-    (lambda: sj.relative(None), TypeError, "relative: level must be a real number"),
+    (lambda: sj.relative(-0.1), ValueError, "(?s)level must not be negative; got -0.1.*in relative"),
+    (lambda: sj.relative("a"), TypeError, "level must be a real number"),
+    (lambda: sj.relative(10**400), TypeError, "level must be a real number"),
+    (lambda: sj.relative(None), TypeError, "level must be a real number"),
     (lambda: sj.adaptive((None, 1.0)), ValueError, "pair .* of real numbers"),
     (lambda: sj.adaptive("01"), ValueError, "pair .* of real numbers"),
-    (lambda: sj.adaptive((np.zeros(2), np.ones(3))), ValueError, "do not fit each other"),
+    (lambda: sj.adaptive((np.zeros(2), np.ones(3))), ValueError, "broadcast to each other"),
     (lambda: sj.adaptive((0.0, 1.0), "0.95"), TypeError, "confidence must be a number like 0.95"),
     (lambda: sj.adaptive((0.0, 1.0), np.array([0.5, 0.9])), TypeError, "confidence must be a num"),
     (lambda: sj.adaptive((0.0, 1.0), 0.99999999), ValueError, "confidence must be inside"),
@@ -306,7 +306,7 @@ BAD_RULES = [
     (lambda: sj.adaptive((0.0, 1.0), 1.0), ValueError, "confidence must be inside .* got 1.0"),
     (lambda: sj.adaptive((0.0, 1.0), 95), ValueError, "confidence must be inside .* got 95"),
     (lambda: sj.adaptive((0.0, 1.0), np.nan), ValueError, "confidence must be inside"),
-    (lambda: sj.by_path("kernel"), TypeError, "by_path takes a function"),
+    (lambda: sj.by_path("kernel"), TypeError, "(?s)predicate must be a function.*in by_path"),
 ]
 
 
@@ -317,9 +317,9 @@ def test_bad_rules_are_refused_when_building(build, error, message):
 
 
 BAD_CALLS = [
-    (jnp.arange(3, dtype=jnp.int32), {}, TypeError, "needs floating-point arrays.*int32.*astype"),
+    (jnp.arange(3, dtype=jnp.int32), {}, TypeError, "floating-point arrays are needed.*int32.*astype"),
     (np.zeros((2, 2), np.uint8), {}, TypeError, "uint8"),
-    (3.0, {}, TypeError, "a Python float"),
+    (3.0, {}, TypeError, "holds a float"),
     ((), {}, TypeError, "no leaves at all"),
     (jnp.ones(3), {"sigma": jnp.ones(2)}, ValueError, r"sigma of shape \(2,\) does not broadcast"),
     (jnp.ones(3), {"sigma": jnp.ones((2, 3))}, ValueError, r"\(2, 3\) does not broadcast"),
@@ -377,7 +377,7 @@ def test_box_muller_is_right_at_the_ends_of_its_words(monkeypatch):
     ends = np.array([0, 1, 2, 3, 2**30, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
     first, second = (each.ravel() for each in np.meshgrid(ends, ends))
     monkeypatch.setattr(
-        noise, "_threefry2x32", lambda *_: (jnp.asarray(first), jnp.asarray(second))
+        _box_muller, "_threefry2x32", lambda *_: (jnp.asarray(first), jnp.asarray(second))
     )
     u = ((first >> 1) + 0.5) / 2**31
     v = second.astype(np.int32) / 2**32

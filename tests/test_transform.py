@@ -142,12 +142,12 @@ def test_raw_keys_may_be_wrapped():
 
 def test_a_missing_argument_is_explained(key):
     with pytest.raises(
-        TypeError, match=r"argument 1 \(argnum=1, counted from 0 after the key\).*argnum=0"
+        TypeError, match=r"argument 1 is missing \(argnum=1, counted from 0 after the key\).*argnum=0"
     ):
         sj.smoothgrad(jnp.sin)(key, X)
-    with pytest.raises(TypeError, match=r"argument 1 \(argnum=1.*passed by keyword is left alone"):
+    with pytest.raises(TypeError, match=r"argument 1 is missing \(argnum=1.*passed by keyword is left alone"):
         NOISY(key, jnp.ones(3), x=X)
-    with pytest.raises(TypeError, match="saliency acts on argument 1"):
+    with pytest.raises(TypeError, match=r"(?s)argument 1 is missing.*in saliency\(score\)"):
         sj.saliency(score)(jnp.ones(3))
 
 
@@ -168,8 +168,8 @@ BAD_BUILDS = [
     (lambda: sj.smoothgrad(3), TypeError, "smoothgrad takes a function.*got 3"),
     (lambda: sj.saliency(None), TypeError, "saliency takes a function.*got None"),
     (lambda: sj.stochastic("f"), TypeError, "stochastic takes a function"),
-    (lambda: sj.pool(jnp.sin, "sum"), TypeError, "pool: how takes a function"),
-    (lambda: sj.pool(jnp.sin, jnp.sum, 1.0), TypeError, "pool: axis must be a Python int"),
+    (lambda: sj.pool(jnp.sin, "sum"), TypeError, "(?s)how must be a function.*in pool"),
+    (lambda: sj.pool(jnp.sin, jnp.sum, 1.0), TypeError, "(?s)axis must be a Python int.*in pool"),
     (lambda: sj.smoothgrad(jnp.sin, argnum=-1), ValueError, "argnum counts .* got -1"),
     (lambda: sj.smoothgrad(jnp.sin, argnum=1.0), TypeError, "argnum must be a Python int"),
     (lambda: sj.noisegrad(jnp.sin, argnum="x"), TypeError, "argnum must be a Python int.*'x'"),
@@ -178,9 +178,9 @@ BAD_BUILDS = [
     (
         lambda: sj.fusiongrad(jnp.sin, num_weight_draws=0),
         ValueError,
-        "fusiongrad: num_weight_draws",
+        "(?s)num_weight_draws.*in fusiongrad",
     ),
-    (lambda: sj.fusiongrad(jnp.sin, num_input_draws=0), ValueError, "fusiongrad: num_input_draws"),
+    (lambda: sj.fusiongrad(jnp.sin, num_input_draws=0), ValueError, "(?s)num_input_draws.*in fusiongrad"),
     (lambda: sj.vargrad(jnp.sin, reduction=None), TypeError, "reduction"),
 ]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import smoothjax as sj
-from smoothjax.tuning import ChunkCost, ChunkTuning, tune_chunk_size
+from smoothjax.calibrate import ChunkCost, ChunkTuning, tune_chunk_size
 
 X = jnp.arange(1000.0)
 
@@ -44,7 +44,7 @@ def test_the_median_of_calls_in_turn_decides(monkeypatch):
         return now[0]
 
     clock.calls = 0
-    monkeypatch.setattr("smoothjax.tuning.time.perf_counter", clock)
+    monkeypatch.setattr("smoothjax.calibrate.chunk_size.time.perf_counter", clock)
     tuning = tune_chunk_size(build, X, candidates=(1, 2), repeats=3)
     jax.effects_barrier()
     assert called == [1, 2] * 4
@@ -154,8 +154,8 @@ def test_the_table_reads_well():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"build": 3}, TypeError, "build takes a function"),
-        ({"build": lambda size: size}, TypeError, "what build returns takes a function.*got 1"),
+        ({"build": 3}, TypeError, "build must be a function"),
+        ({"build": lambda size: size}, TypeError, "what build returns must be a function.*got 1"),
         ({"candidates": ()}, ValueError, r"one or more different sizes; got \(\)"),
         ({"candidates": (1, 1)}, ValueError, "one or more different sizes"),
         ({"candidates": (0, 1)}, ValueError, "each of candidates must be at least 1; got 0"),

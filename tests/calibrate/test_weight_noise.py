@@ -38,14 +38,14 @@ def analytic_drop(sigma, xs, labels):
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
 def test_drop_of_a_linear_classifier(sigma, data, key):
     xs, labels = data
-    drop = jax.jit(sj.accuracy_drop(predict, W, xs, labels, sigma, num_samples=400))(key)
+    drop = jax.jit(sj.accuracy_drop(predict, num_samples=400))(key, W, xs, labels, sigma)
     # Given these examples only the draws vary; the stated error covers examples as well.
     assert abs(float(drop.mean) - analytic_drop(sigma, xs, labels)) < 3 * drop.stderr
     assert drop.num_samples == 400
 
 
 def test_no_noise_costs_nothing(data, key):
-    drop = sj.accuracy_drop(predict, W, *data, 0.0)(key)
+    drop = sj.accuracy_drop(predict)(key, W, *data, 0.0)
     np.testing.assert_allclose([drop.mean, drop.stderr], [0.0, 0.0], atol=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_standard_error_is_the_spread_over_new_data_and_keys():
         return jnp.asarray(xs, jnp.float32), jnp.asarray(labels)
 
     def drop(key, xs, labels):
-        return sj.accuracy_drop(predict, W, xs, labels, 0.7, num_samples=6)(key)
+        return sj.accuracy_drop(predict, num_samples=6)(key, W, xs, labels, 0.7)
 
     data = jax.tree.map(lambda *a: jnp.stack(a), *map(experiment, range(60)))
     drops = jax.jit(jax.vmap(drop))(jax.random.split(jax.random.key(0), 60), *data)
@@ -70,7 +70,7 @@ def test_standard_error_is_the_spread_over_new_data_and_keys():
 
 def test_with_many_draws_the_choice_of_examples_remains_in_the_standard_error(data, key):
     xs, labels = (a[:40] for a in data)
-    drop = jax.jit(sj.accuracy_drop(predict, W, xs, labels, 0.7, num_samples=2000))(key)
+    drop = jax.jit(sj.accuracy_drop(predict, num_samples=2000))(key, W, xs, labels, 0.7)
     sign = 2 * np.asarray(labels) - 1
     margins = np.asarray(xs, np.float64) @ np.asarray(W)
     right = stats.norm.cdf(sign * margins / (0.7 * np.linalg.norm(xs * W[None], axis=1)))
@@ -85,21 +85,21 @@ def test_with_many_draws_the_choice_of_examples_remains_in_the_standard_error(da
 def test_at_chance_the_drop_is_nan(data, key):
     xs, _ = data
     clean = jnp.argmax(jax.vmap(predict, (None, 0))(W, xs), -1)
-    assert jnp.isnan(sj.accuracy_drop(predict, W, xs, 1 - clean, 0.1)(key).mean)
+    assert jnp.isnan(sj.accuracy_drop(predict)(key, W, xs, 1 - clean, 0.1).mean)
 
 
 def test_without_labels_the_clean_predictions_stand_in(data, key):
     xs, _ = data
     clean = jnp.argmax(jax.vmap(predict, (None, 0))(W, xs), -1)
-    implied = sj.accuracy_drop(predict, W, xs, None, 0.5)(key)
-    given = sj.accuracy_drop(predict, W, xs, clean, 0.5)(key)
+    implied = sj.accuracy_drop(predict)(key, W, xs, None, 0.5)
+    given = sj.accuracy_drop(predict)(key, W, xs, clean, 0.5)
     np.testing.assert_array_equal(implied.mean, given.mean)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_the_batch_size_changes_nothing(batch_size, data, key):
-    want = sj.accuracy_drop(predict, W, *data, 0.5)(key)
-    got = sj.accuracy_drop(predict, W, *data, 0.5, batch_size=batch_size)(key)
+    want = sj.accuracy_drop(predict)(key, W, *data, 0.5)
+    got = sj.accuracy_drop(predict, batch_size=batch_size)(key, W, *data, 0.5)
     np.testing.assert_allclose(got.mean, want.mean, atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_the_noise_is_that_of_noisegrad(data, key):
         np.mean(jnp.argmax(jax.vmap(predict, (None, 0))(w, xs), -1) == labels) for w in drawn["w"]
     ]
     clean = np.mean(jnp.argmax(jax.vmap(predict, (None, 0))(W, xs), -1) == labels)
-    drop = sj.accuracy_drop(scaled, params, xs, labels, 0.5, **options)(key)
+    drop = sj.accuracy_drop(scaled, **options)(key, params, xs, labels, 0.5)
     np.testing.assert_allclose(drop.mean, 1 - (np.mean(right) - 0.5) / (clean - 0.5), rtol=1e-5)
 
 
@@ -131,16 +131,9 @@ def test_the_search_recovers_the_analytic_level(target, data, key):
     xs, labels = data
     truth = optimize.brentq(lambda s: analytic_drop(s, xs, labels) - target, 1e-3, 10)
     find = sj.sigma_for_accuracy_drop(
-        predict,
-        W,
-        xs,
-        labels,
-        target=target,
-        num_samples=400,
-        interval=(1e-3, 10.0),
-        batch_size=400,
+        predict, target=target, num_samples=400, interval=(1e-3, 10.0), batch_size=400
     )
-    found = find(key)
+    found = find(key, W, xs, labels)
     assert abs(float(found.sigma) - truth) < 3 * found.stderr
     assert found.stderr < 0.5 * truth
     np.testing.assert_allclose(found.drop.mean, target, atol=0.01)
@@ -152,58 +145,64 @@ def test_the_search_recovers_the_analytic_level(target, data, key):
 
 @pytest.mark.parametrize("interval", [(1e-4, 1e-3), (5.0, 10.0)])
 def test_a_target_outside_the_interval_gives_nan(interval, data, key):
-    found = sj.sigma_for_accuracy_drop(predict, W, *data, interval=interval)(key)
+    found = sj.sigma_for_accuracy_drop(predict, interval=interval)(key, W, *data)
     assert np.isnan(found.sigma)
 
 
 def test_names_and_signatures():
-    drop = sj.accuracy_drop(predict, W, jnp.ones((3, 4)), None, 0.1)
+    drop, find = sj.accuracy_drop(predict), sj.sigma_for_accuracy_drop(predict)
     assert drop.__name__ == "accuracy_drop(predict)"
-    assert str(inspect.signature(drop)) == "(key, /)"
+    assert str(inspect.signature(drop)) == "(key, /, params, xs, targets, sigma)"
+    assert str(inspect.signature(find)) == "(key, /, params, xs, targets=None)"
     assert sj.is_stochastic(drop)
+    assert sj.is_stochastic(find)
 
 
-XS = jnp.ones((3, 4), W.dtype)
-BAD = [
-    (lambda: sj.accuracy_drop(None, W, XS, None, 0.1), TypeError, "takes a function"),
-    (
-        lambda: sj.accuracy_drop(predict, W, XS, None, -0.1),
-        ValueError,
-        "sigma must not be negative",
-    ),
-    (lambda: sj.accuracy_drop(predict, W, XS[:1], None, 0.1), ValueError, "at least 2"),
-    (lambda: sj.accuracy_drop(predict, W, 3.0, None, 0.1), ValueError, "leading axis"),
-    (lambda: sj.accuracy_drop(predict, W, XS, [1, 2], 0.1), ValueError, r"labels.*\(3,\)"),
-    (lambda: sj.accuracy_drop(predict, W, XS, jnp.ones(3), 0.1), ValueError, "labels must be int"),
-    (lambda: sj.accuracy_drop(predict, W, XS, None, 0.1, num_samples=1), ValueError, "at least 2"),
-    (lambda: sj.accuracy_drop(predict, W, XS, None, 0.1, batch_size=0), ValueError, "batch_size"),
-    (lambda: sj.accuracy_drop(predict, W, XS, None, 0.1)(0), TypeError, "takes a PRNG key"),
-    (
-        lambda: sj.accuracy_drop(lambda p, x: p @ x, W, XS, None, 0.1)(jax.random.key(0)),
-        ValueError,
-        r"must return logits of shape \(num_classes,\) for one example; got shape \(\)",
-    ),
-    (
-        lambda: sj.accuracy_drop(predict, W, XS, [0, 1, 5], 0.1)(jax.random.key(0)),
-        ValueError,
-        "labels must be from 0 to 1, since predict returns 2 logits; got 0 to 5",
-    ),
-    (
-        lambda: sj.sigma_for_accuracy_drop(predict, W, XS, target=5),
-        ValueError,
-        "target must be insi",
-    ),
-    (
-        lambda: sj.sigma_for_accuracy_drop(predict, W, XS, interval=(0, 1)),
-        ValueError,
-        "0 < low < h",
-    ),
-    (lambda: sj.sigma_for_accuracy_drop(predict, W, XS, num_steps=0), ValueError, "num_steps"),
-    (lambda: sj.sigma_for_accuracy_drop(predict, W, XS, where=1), TypeError, "`where` holds bools"),
+BAD_SETTINGS = [
+    (sj.accuracy_drop, {"predict": None}, TypeError, "takes a function"),
+    (sj.accuracy_drop, {"num_samples": 1}, ValueError, "at least 2"),
+    (sj.accuracy_drop, {"batch_size": 0}, ValueError, "batch_size"),
+    (sj.accuracy_drop, {"where": 1}, TypeError, "`where` holds bools"),
+    (sj.sigma_for_accuracy_drop, {"target": 5}, ValueError, "target must be above 0 and below 1"),
+    (sj.sigma_for_accuracy_drop, {"interval": (0, 1)}, ValueError, "0 < low < h"),
+    (sj.sigma_for_accuracy_drop, {"num_steps": 0}, ValueError, "num_steps"),
+    (sj.sigma_for_accuracy_drop, {"where": 1}, TypeError, "`where` holds bools"),
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "message"), BAD)
-def test_errors(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+@pytest.mark.parametrize(("function", "settings", "error", "message"), BAD_SETTINGS)
+def test_bad_settings_are_refused_when_building(function, settings, error, message):
+    with pytest.raises(error, match=f"(?s){message}.*in {function.__name__}"):
+        function(**{"predict": predict, **settings})
+
+
+XS = jnp.ones((3, 4), W.dtype)
+BAD_DATA = [
+    ((W, XS, None, -0.1), ValueError, "sigma must not be negative"),
+    ((W, XS[:1], None, 0.1), ValueError, "at least 2"),
+    ((W, 3.0, None, 0.1), ValueError, "leading axis"),
+    ((W, XS, [1, 2], 0.1), ValueError, r"targets.*\(3,\)"),
+    ((W, XS, jnp.ones(3), 0.1), ValueError, "targets must be int"),
+    (
+        (W, XS, [0, 1, 5], 0.1),
+        ValueError,
+        "labels from 0 to 1, since predict returns 2 logits; got 0 to 5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "error", "message"), BAD_DATA)
+def test_bad_data_are_refused(args, error, message, key):
+    with pytest.raises(error, match=rf"(?s){message}.*in accuracy_drop\(predict\)"):
+        sj.accuracy_drop(predict)(key, *args)
+    if args[-1] > 0:
+        with pytest.raises(error, match=rf"(?s){message}.*in sigma_for_accuracy_drop\(predict\)"):
+            sj.sigma_for_accuracy_drop(predict)(key, *args[:-1])
+
+
+def test_what_predict_returns_is_checked(key):
+    message = r"must return logits of shape \(num_classes,\) for one example; got shape \(\)"
+    with pytest.raises(ValueError, match=message):
+        sj.accuracy_drop(lambda p, x: p @ x)(key, W, XS, None, 0.1)
+    with pytest.raises(TypeError, match="takes a PRNG key"):
+        sj.accuracy_drop(predict)(W, XS, None, 0.1)
