@@ -117,12 +117,22 @@ class noting:
 
 
 def noted(fun: F) -> F:
-    """Returns `fun` with a note on what it raises, such as "in gini"."""
+    """Returns `fun` with a note on what it raises, "in blur", also in a function that it returns."""
+    name = fun.__name__
 
     @functools.wraps(fun)
     def call(*args, **kwargs):
-        with noting(fun.__name__):
-            return fun(*args, **kwargs)
+        with noting(name):
+            made = fun(*args, **kwargs)
+        if not inspect.isfunction(made):
+            return made
+
+        @functools.wraps(made)
+        def call_made(*args, **kwargs):
+            with noting(name):
+                return made(*args, **kwargs)
+
+        return call_made
 
     return call  # pyright: ignore[reportReturnType]
 
@@ -161,16 +171,16 @@ def transform(factory: Any = None, *, takes_key=None, of=0, signature=None) -> A
     name = factory.__name__
     parameters = inspect.signature(factory)
 
-    @noted
     @functools.wraps(factory)
     def build(*args, **kwargs):
-        settings = parameters.bind(*args, **kwargs)
-        settings.apply_defaults()
-        settings = settings.arguments
-        fun = list(settings.values())[of]
-        _check_callable(fun, name)
+        with noting(name):
+            bound = parameters.bind(*args, **kwargs)
+            bound.apply_defaults()
+            settings = bound.arguments
+            fun = list(settings.values())[of]
+            _check_callable(fun, name)
+            body = factory(*args, **kwargs)
         with_key = is_stochastic(fun) if takes_key is None else takes_key
-        body = factory(*args, **kwargs)
         if signature is not None:
             honest = signature(fun, with_key, settings)
         elif list(inspect.signature(body).parameters) == ["key", "args", "kwargs"]:

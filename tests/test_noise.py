@@ -289,7 +289,11 @@ def test_bad_settings_are_refused_when_building(smooth, options, error, message)
 
 
 BAD_RULES = [
-    (lambda: sj.relative(-0.1), ValueError, "(?s)level must not be negative; got -0.1.*in relative"),
+    (
+        lambda: sj.relative(-0.1),
+        ValueError,
+        "(?s)level must not be negative; got -0.1.*in relative",
+    ),
     (lambda: sj.relative("a"), TypeError, "level must be a real number"),
     (lambda: sj.relative(10**400), TypeError, "level must be a real number"),
     (lambda: sj.relative(None), TypeError, "level must be a real number"),
@@ -317,7 +321,12 @@ def test_bad_rules_are_refused_when_building(build, error, message):
 
 
 BAD_CALLS = [
-    (jnp.arange(3, dtype=jnp.int32), {}, TypeError, "floating-point arrays are needed.*int32.*astype"),
+    (
+        jnp.arange(3, dtype=jnp.int32),
+        {},
+        TypeError,
+        "floating-point arrays are needed.*int32.*astype",
+    ),
     (np.zeros((2, 2), np.uint8), {}, TypeError, "uint8"),
     (3.0, {}, TypeError, "holds a float"),
     ((), {}, TypeError, "no leaves at all"),

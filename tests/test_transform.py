@@ -142,10 +142,13 @@ def test_raw_keys_may_be_wrapped():
 
 def test_a_missing_argument_is_explained(key):
     with pytest.raises(
-        TypeError, match=r"argument 1 is missing \(argnum=1, counted from 0 after the key\).*argnum=0"
+        TypeError,
+        match=r"argument 1 is missing \(argnum=1, counted from 0 after the key\).*argnum=0",
     ):
         sj.smoothgrad(jnp.sin)(key, X)
-    with pytest.raises(TypeError, match=r"argument 1 is missing \(argnum=1.*passed by keyword is left alone"):
+    with pytest.raises(
+        TypeError, match=r"argument 1 is missing \(argnum=1.*passed by keyword is left alone"
+    ):
         NOISY(key, jnp.ones(3), x=X)
     with pytest.raises(TypeError, match=r"(?s)argument 1 is missing.*in saliency\(score\)"):
         sj.saliency(score)(jnp.ones(3))
@@ -180,7 +183,11 @@ BAD_BUILDS = [
         ValueError,
         "(?s)num_weight_draws.*in fusiongrad",
     ),
-    (lambda: sj.fusiongrad(jnp.sin, num_input_draws=0), ValueError, "(?s)num_input_draws.*in fusiongrad"),
+    (
+        lambda: sj.fusiongrad(jnp.sin, num_input_draws=0),
+        ValueError,
+        "(?s)num_input_draws.*in fusiongrad",
+    ),
     (lambda: sj.vargrad(jnp.sin, reduction=None), TypeError, "reduction"),
 ]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from smoothjax._checks import check_scalar, require
+from smoothjax._checks import check_function, check_scalar, require
 from smoothjax._transform import is_stochastic, keyed, name_of, transform
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import Explainer, Score
@@ -113,11 +113,12 @@ def gradcam_plus_plus(features: Features, head: Score, *, upsample: bool = True)
 
 def _weighted_activations(features, head, upsample, weights):
     """The explainer `relu(sum_c w_c A_c)` with `w = weights(A, gradient of head)`."""
+    check_function(features, "features")
     for fun in (features, head):
         require(
-            callable(fun) and not is_stochastic(fun),
-            f"features and head must be functions without a PRNG key; got {name_of(fun)}. Smooth "
-            "the explainer instead, like noisegrad(gradcam(features, head)).",
+            not is_stochastic(fun),
+            f"features and head take no PRNG key, but {name_of(fun)} does. Smooth the explainer "
+            "instead, like noisegrad(gradcam(features, head)).",
             TypeError,
         )
     head = keyed(head)
