@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax.metrics.arguments import broadcasts, check_attribution, pad_axes
-from smoothjax.metrics.ranking import order, ranks
-from smoothjax.transform import check_at_least
+from smoothjax._checks import check_integer, require
+from smoothjax._transform import noted
+from smoothjax.metrics._arguments import broadcasts, check_attribution, pad_axes
+from smoothjax.metrics._ranking import order, ranks
 
 
+@noted
 def pointing_game(attribution: Any, mask: Any, *, tolerance: float = 0.0) -> jax.Array:
     """Returns whether an attribution is greatest on the object: 1 for a hit, 0 for a miss.
 
@@ -45,17 +47,15 @@ def pointing_game(attribution: Any, mask: Any, *, tolerance: float = 0.0) -> jax
 
     Source: Zhang et al. 2016, arXiv 1608.00507.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> attribution, mask = jnp.array([0.1, 0.7, 0.2]), jnp.array([True, False, False])
     >>> print(sj.metrics.pointing_game(attribution, mask))
     0.0
     >>> print(sj.metrics.pointing_game(attribution, mask, tolerance=1))
     1.0
     """
-    name = "pointing_game"
-    if not isinstance(tolerance, Tracer) and not tolerance >= 0:
-        raise ValueError(f"{name}: tolerance must be 0 or more positions; got {tolerance}.")
-    attribution, inside = _check(attribution, mask, name)
+    known = not isinstance(tolerance, Tracer)
+    require(not known or tolerance >= 0, f"tolerance must be 0 or more positions; got {tolerance}.")
+    attribution, inside = _compared(attribution, mask)
     greatest = jnp.unravel_index(order(attribution)[0], attribution.shape)
     squared = jnp.zeros(inside.shape, attribution.dtype)
     for axis, (place, length) in enumerate(zip(greatest, inside.shape, strict=True)):
@@ -66,6 +66,7 @@ def pointing_game(attribution: Any, mask: Any, *, tolerance: float = 0.0) -> jax
     return _unless_nan(attribution, jnp.any(inside & near))
 
 
+@noted
 def relevance_mass_accuracy(attribution: Any, mask: Any) -> jax.Array:
     """Returns the share of an attribution's positive sum that is on the object.
 
@@ -86,14 +87,14 @@ def relevance_mass_accuracy(attribution: Any, mask: Any) -> jax.Array:
 
     Source: Arras et al. 2022, arXiv 2003.07258.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> print(sj.metrics.relevance_mass_accuracy(jnp.array([3.0, 1.0, -9.0]), jnp.array([1, 0, 0])))
     0.75
     """
-    attribution, inside = _check(attribution, mask, "relevance_mass_accuracy")
+    attribution, inside = _compared(attribution, mask)
     return _positive_share(attribution, inside)
 
 
+@noted
 def relevance_rank_accuracy(attribution: Any, mask: Any) -> jax.Array:
     """Returns the share of the K greatest entries that are on the object, K being its size.
 
@@ -116,18 +117,18 @@ def relevance_rank_accuracy(attribution: Any, mask: Any) -> jax.Array:
 
     Source: Arras et al. 2022, arXiv 2003.07258.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> attribution, mask = jnp.array([3.0, 1.0, 2.0, 0.0]), jnp.array([1, 1, 0, 0])
     >>> print(sj.metrics.relevance_rank_accuracy(attribution, mask))
     0.5
     """
-    attribution, inside = _check(attribution, mask, "relevance_rank_accuracy")
+    attribution, inside = _compared(attribution, mask)
     inside = jnp.broadcast_to(inside, attribution.shape).ravel()
     size = jnp.sum(inside)
     hits = jnp.sum(inside[order(attribution)] & (jnp.arange(inside.size) < size))
     return _unless_nan(attribution, hits / size)
 
 
+@noted
 def roc_auc(attribution: Any, mask: Any) -> jax.Array:
     """Returns the area under the ROC curve of an attribution taken as a detector of the object.
 
@@ -150,11 +151,10 @@ def roc_auc(attribution: Any, mask: Any) -> jax.Array:
 
     Source: for attributions, Fawcett 2006, "An introduction to ROC analysis".
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> print(sj.metrics.roc_auc(jnp.array([3.0, 1.0, 2.0, 0.0]), jnp.array([1, 1, 0, 0])))
     0.75
     """
-    attribution, inside = _check(attribution, mask, "roc_auc")
+    attribution, inside = _compared(attribution, mask)
     inside = jnp.broadcast_to(inside, attribution.shape).ravel()
     n = inside.size
     # From -1/2 to 1/2 around the middle rank: sums of plain ranks would not be exact in float32.
@@ -163,6 +163,7 @@ def roc_auc(attribution: Any, mask: Any) -> jax.Array:
     return _unless_nan(attribution, 0.5 + on - off)
 
 
+@noted
 def grid_pointing_game(attribution: Any, grid: tuple[int, int], cell: Any) -> jax.Array:
     """Returns the share of the positive attribution of a mosaic that is inside one of its cells.
 
@@ -187,18 +188,17 @@ def grid_pointing_game(attribution: Any, grid: tuple[int, int], cell: Any) -> ja
 
     Source: Boehle et al. 2021, arXiv 2104.00032.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> attribution = jnp.array([[1.0, 2.0], [-4.0, 1.0]])  # four cells of one pixel
     >>> print(sj.metrics.grid_pointing_game(attribution, (2, 2), cell=1))
     0.5
     """
-    name = "grid_pointing_game"
-    array = check_attribution(attribution, name)
-    inside = _cell_mask(array.shape, grid, cell, name)
+    array = check_attribution(attribution)
+    inside = cell_mask(array.shape, grid, cell)
     share = _positive_share(array, pad_axes(inside, array.ndim))
     return jnp.where(jnp.any(inside), share, jnp.nan)
 
 
+@noted
 def mosaic(images: Any, grid: tuple[int, int]) -> jax.Array:
     """Returns one image that shows several of the same size, row by row.
 
@@ -212,23 +212,23 @@ def mosaic(images: Any, grid: tuple[int, int]) -> jax.Array:
     Raises:
       TypeError, ValueError: if the grid is no pair of positive ints, or not for so many images.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> print(sj.metrics.mosaic(jnp.arange(6).reshape(6, 1, 1), (2, 3)))
     [[0 1 2]
      [3 4 5]]
     """
-    rows, columns = _check_grid(grid, "mosaic")
+    rows, columns = _check_grid(grid)
     images = jnp.asarray(images)
-    if images.ndim < 3 or len(images) != rows * columns:
-        raise ValueError(
-            f"mosaic: a grid of {grid} takes images of shape ({rows * columns}, H, W, ...); got "
-            f"{images.shape}."
-        )
+    require(
+        images.ndim >= 3 and len(images) == rows * columns,
+        f"a grid of {grid} takes images of shape ({rows * columns}, H, W, ...); got "
+        f"{images.shape}.",
+    )
     _, height, width, *rest = images.shape
     cells = images.reshape(rows, columns, height, width, *rest)
     return jnp.swapaxes(cells, 1, 2).reshape(rows * height, columns * width, *rest)
 
 
+@noted
 def cell_mask(shape: Sequence[int], grid: tuple[int, int], cell: Any) -> jax.Array:
     """Returns the mask of one cell of a mosaic, for the metrics that compare with a mask.
 
@@ -244,14 +244,31 @@ def cell_mask(shape: Sequence[int], grid: tuple[int, int], cell: Any) -> jax.Arr
     Raises:
       TypeError, ValueError: if the shape does not divide into the grid, or the cell is out of it.
 
-    >>> import smoothjax as sj
     >>> print(sj.metrics.cell_mask((2, 4, 3), (1, 2), 1).astype(int))
     [[0 0 1 1]
      [0 0 1 1]]
     """
-    return _cell_mask(shape, grid, cell, "cell_mask")
+    rows, columns = _check_grid(grid)
+    require(
+        len(shape) >= 2 and shape[0] % rows == 0 and shape[1] % columns == 0,
+        f"a mosaic of {rows} x {columns} cells has a shape (rows * H, columns * W, ...); got "
+        f"{tuple(shape)}.",
+    )
+    require(
+        jnp.issubdtype(jnp.result_type(cell), jnp.integer),
+        f"cell must be the number of a cell, an int; got {cell!r:.80}.",
+        TypeError,
+    )
+    require(
+        isinstance(cell, Tracer) or 0 <= cell < rows * columns,
+        f"the cells of a grid of {rows} x {columns} are 0 to {rows * columns - 1}; got {cell}.",
+    )
+    row = jnp.arange(shape[0], dtype=jnp.int32) // (shape[0] // rows)
+    column = jnp.arange(shape[1], dtype=jnp.int32) // (shape[1] // columns)
+    return row[:, None] * columns + column[None, :] == jnp.asarray(cell).astype(jnp.int32)
 
 
+@noted
 def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
     """Returns the indices of random examples of different classes, for a mosaic of them.
 
@@ -269,26 +286,24 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
       TypeError: for traced labels.
       ValueError: if the labels are of fewer classes.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> images, labels = jnp.zeros((50, 8, 8, 3)), jnp.arange(50) // 5
     >>> indices = sj.metrics.distinct_classes(jax.random.key(0), labels, 4)
     >>> sj.metrics.mosaic(images[indices], (2, 2)).shape, len(set(labels[indices].tolist()))
     ((16, 16, 3), 4)
     """
-    name = "distinct_classes"
-    num = check_at_least(num, 1, f"{name}: num")
-    if isinstance(labels, Tracer):
-        raise TypeError(
-            f"{name}: labels must be known when tracing, for their classes to be counted; got "
-            f"{labels}. Call it outside of jit and vmap, or let the function close over "
-            "np.asarray(labels)."
-        )
+    num = check_integer(num, "num", least=1)
+    require(
+        not isinstance(labels, Tracer),
+        f"labels must be known when tracing, for their classes to be counted; got {labels}. Call "
+        "it outside of jit and vmap, or let the function close over np.asarray(labels).",
+        TypeError,
+    )
     classes, class_of = np.unique(np.ravel(labels), return_inverse=True)
-    if num > len(classes):
-        raise ValueError(
-            f"{name}: there are no {num} examples of different classes among {class_of.size} of "
-            f"{len(classes)} classes."
-        )
+    require(
+        num <= len(classes),
+        f"there are no {num} examples of different classes among {class_of.size} of "
+        f"{len(classes)} classes.",
+    )
     class_key, example_key = jax.random.split(key)
     chosen = jax.random.choice(class_key, len(classes), (num,), replace=False)
     lot = jax.random.uniform(example_key, class_of.shape, jnp.float32)
@@ -296,45 +311,26 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
     return jnp.argmax(drawn, axis=1).astype(jnp.int32)
 
 
-def _check(attribution, mask, name):
+def _compared(attribution, mask):
     """The attribution, and the mask as bools that broadcast to it."""
-    array = check_attribution(attribution, name)
+    array = check_attribution(attribution)
     mask = jnp.asarray(mask)
     ndim = max(array.ndim, mask.ndim)
     array, inside = pad_axes(array, ndim), pad_axes(mask, ndim)
-    if not broadcasts(inside, array.shape):
-        raise ValueError(
-            f"{name}: a mask must be shaped like the attribution, or lack its last axes, or have "
-            f"length 1 along some; got {mask.shape} for an attribution of {jnp.shape(attribution)}."
-        )
+    require(
+        broadcasts(inside, array.shape),
+        "a mask must be shaped like the attribution, or lack its last axes, or have length 1 along "
+        f"some; got {mask.shape} for an attribution of {jnp.shape(attribution)}.",
+    )
     if mask.dtype == bool:
         return array, inside
     binary = jnp.all((inside == 0) | (inside == 1))
-    if not isinstance(binary, Tracer) and not binary:
-        raise ValueError(
-            f"{name}: a mask holds bools, or numbers 0 and 1; got others, of dtype {mask.dtype}. "
-            "Compare with what means the object: mask == label, or mask > threshold."
-        )
+    require(
+        isinstance(binary, Tracer) or binary,
+        f"a mask holds bools, or numbers 0 and 1; got others, of dtype {mask.dtype}. Compare with "
+        "what means the object: mask == label, or mask > threshold.",
+    )
     return jnp.where(binary, array, jnp.nan), inside == 1
-
-
-def _cell_mask(shape, grid, cell, name):
-    rows, columns = _check_grid(grid, name)
-    if len(shape) < 2 or shape[0] % rows or shape[1] % columns:
-        raise ValueError(
-            f"{name}: a mosaic of {rows} x {columns} cells has a shape (rows * H, columns * W, "
-            f"...); got {tuple(shape)}."
-        )
-    if not jnp.issubdtype(jnp.result_type(cell), jnp.integer):
-        raise TypeError(f"{name}: cell must be the number of a cell, an int; got {cell!r:.80}.")
-    if not isinstance(cell, Tracer) and not 0 <= cell < rows * columns:
-        raise ValueError(
-            f"{name}: the cells of a grid of {rows} x {columns} are 0 to {rows * columns - 1}; got "
-            f"{cell}."
-        )
-    row = jnp.arange(shape[0], dtype=jnp.int32) // (shape[0] // rows)
-    column = jnp.arange(shape[1], dtype=jnp.int32) // (shape[1] // columns)
-    return row[:, None] * columns + column[None, :] == jnp.asarray(cell).astype(jnp.int32)
 
 
 def _positive_share(attribution, inside):
@@ -350,12 +346,11 @@ def _unless_nan(attribution, value):
     return jnp.where(undefined, jnp.nan, value.astype(attribution.dtype))
 
 
-def _check_grid(grid, name):
-    try:
-        rows, columns = grid
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: grid must be a pair (rows, columns); got {grid!r:.80}.") from None
+def _check_grid(grid):
+    pair = isinstance(grid, (tuple, list)) and len(grid) == 2
+    require(pair, f"grid must be a pair (rows, columns); got {grid!r:.80}.", TypeError)
+    rows, columns = grid
     return (
-        check_at_least(rows, 1, f"{name}: rows of the grid"),
-        check_at_least(columns, 1, f"{name}: columns of the grid"),
+        check_integer(rows, "rows of the grid", least=1),
+        check_integer(columns, "columns of the grid", least=1),
     )

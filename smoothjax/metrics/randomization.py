@@ -10,7 +10,6 @@ model alone.
 """
 
 import operator
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,117 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax import noise, reductions, sampling
+from smoothjax import reductions
+from smoothjax._checks import check_function, check_integer, require
+from smoothjax._loop import accumulate
+from smoothjax._transform import argument, at_argument, keyed, transform
+from smoothjax._trees import check_has_inexact, fit, is_inexact, path_string, wide_dtype
+from smoothjax._typing import Explainer, PyTree
+from smoothjax.metrics.layers import redraw, selected
 from smoothjax.metrics.similarity import spearman, ssim
-from smoothjax.noise import check_has_inexact, fit, is_inexact, resolve
 from smoothjax.reductions import Reduction
-from smoothjax.transform import (
-    Explainer,
-    argument,
-    check_at_least,
-    check_callable,
-    is_stochastic,
-    keyed,
-    named,
-    replace,
-    wide_dtype,
-)
 
-PyTree = Any
 Similarity = Callable[[Any, Any], jax.Array]
 
 
-def redraw(key: jax.Array, params: PyTree) -> PyTree:
-    """Returns params with each leaf drawn anew, normal with the mean and deviation that it had.
-
-    So a network keeps the scale of its activations, and a leaf of one value keeps it. Leaves that
-    are no floating-point arrays are left as they are.
-
-    Args:
-      key: a typed PRNG key.
-      params: a pytree.
-
-    Returns:
-      A pytree like params.
-
-    Raises:
-      TypeError: if there is no floating-point leaf, or one is complex.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from smoothjax.metrics.randomization import redraw
-    >>> old = {"kernel": jnp.linspace(-1.0, 3.0, 10000), "bias": jnp.zeros(3)}
-    >>> new = redraw(jax.random.key(0), old)
-    >>> print(new["bias"], abs(new["kernel"].mean() - 1) < 0.1, jnp.all(new["kernel"] == 1))
-    [0. 0. 0.] True False
-    """
-
-    def deviation(leaf):
-        if not is_inexact(leaf):
-            return 0.0
-        leaf = jnp.asarray(leaf)
-        return jnp.std(leaf.astype(wide_dtype(leaf.dtype)))
-
-    def anew(leaf, deviations):
-        return jnp.mean(leaf) + deviations
-
-    sigmas = noise.levels("redraw", params, lambda tree: jax.tree.map(deviation, tree), None)
-    return noise.perturb(key, params, sigmas, jax.random.normal, anew)
-
-
-def layers_at_depth(params: PyTree, depth: int = 1) -> dict[str, noise.Rule]:
-    """Returns the layers of params: for the path of each subtree, the selection of its leaves.
-
-    Dictionary keys with numbers are in the order of the numbers, "block2" before "block10".
-    Otherwise the order is that of the pytree: of definition for modules of fields and lists, but
-    that of the alphabet for dictionaries, which know no other. Put what you need in yours:
-    `{path: layers[path] for path in ("head", "block2", "block1", "stem")}`.
-
-    Of Flax variables, `{"params": ..., "batch_stats": ...}`, depth 1 finds those two. Take depth 2,
-    and of its layers those that you name, last first: ("params/Dense_0", "params/Conv_1", ...). In
-    the order of the alphabet all "batch_stats" come first.
-
-    Args:
-      params: a pytree.
-      depth: the length of the paths: 1 for "blocks" and "head", 2 for "blocks/0" and "head/kernel".
-
-    Returns:
-      A dict from paths to selections, as `where` takes them, for `parameter_randomization`. Layers
-      without a floating-point array are not among them.
-
-    Raises:
-      TypeError, ValueError: if the depth is no integer of at least 1, or params have no
-        floating-point leaf.
-
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.randomization import layers_at_depth
-    >>> leaf = jnp.ones(2)
-    >>> list(layers_at_depth({"stem": leaf, "blocks": {"10": leaf, "9": leaf}}, depth=2))
-    ['blocks/9', 'blocks/10', 'stem']
-    """
-    name = "layers_at_depth"
-    depth = check_at_least(depth, 1, f"{name}: depth")
-    check_has_inexact(params, name)
-    places: dict[tuple, int] = {}  # of each subtree, the position of its first leaf
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    for i, (path, _) in enumerate(leaves):
-        for d in range(1, depth + 1):
-            places.setdefault(path[:d], i)
-
-    def rank(path):
-        return [(_natural(path[d]), places[path[: d + 1]]) for d in range(len(path))]
-
-    def under(layer):
-        def select(argument):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: _path_string(path[:depth]) == layer, argument
-            )
-
-        return select
-
-    paths = sorted({path[:depth] for path, leaf in leaves if is_inexact(leaf)}, key=rank)
-    return {layer: under(layer) for layer in map(_path_string, paths)}
-
-
+@transform(takes_key=True)
 def parameter_randomization(
     explain: Explainer,
     layers: Mapping[str, Any],
@@ -176,58 +78,57 @@ def parameter_randomization(
 
     Source: Adebayo et al. 2018, arXiv 1810.03292.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.metrics.randomization import layers_at_depth, parameter_randomization
     >>> wave = jnp.sin(jnp.arange(450.0) ** 2)
     >>> params, x = {"head": wave[:9], "stem": wave.reshape(50, 9)}, wave[:50]
     >>> score = lambda params, x: jnp.tanh(x @ params["stem"]) @ params["head"]
     >>> edges = lambda params, x: jnp.gradient(x)
     >>> for explain in (sj.saliency(score), edges):
-    ...     similar = parameter_randomization(explain, layers_at_depth(params))
+    ...     similar = sj.metrics.parameter_randomization(
+    ...         explain, sj.metrics.layers_at_depth(params)
+    ...     )
     ...     print(jax.jit(similar)(jax.random.key(0), params, x) > 0.9)
     False
     True
     """
-    name = "parameter_randomization"
-    check_callable(explain, name)
-    check_callable(reinitialize, f"{name}: reinitialize")
-    check_callable(similarity, f"{name}: similarity")
-    if not isinstance(layers, Mapping) or not layers:
-        raise TypeError(
-            f"{name}: layers are selections by name, the first to be randomised first, such as "
-            f"layers_at_depth(params); got {layers!r:.80}."
-        )
-    if not isinstance(cascade, bool):
-        raise TypeError(f"{name}: cascade must be True or False; got {cascade!r:.80}.")
+    at = at_argument(explain, 0)
+    check_function(reinitialize, "reinitialize")
+    compare = _comparing(similarity)
+    require(
+        isinstance(layers, Mapping) and layers,
+        "layers are selections by name, the first to be randomised first, such as "
+        f"layers_at_depth(params); got {layers!r:.80}.",
+        TypeError,
+    )
+    require(
+        isinstance(cascade, bool), f"cascade must be True or False; got {cascade!r:.80}.", TypeError
+    )
     layers = dict(layers)
-    sampling.check_loop(name, len(layers), reduction, chunk_size, what="the number of layers")
-    inner = keyed(explain)
+    run = accumulate(reduction, chunk_size)
+    check_integer(len(layers), "the number of layers", least=reduction.min_samples)
 
-    @named(name, explain, takes_key=True)
     def similar(key, *args, **kwargs):
-        params = argument(args, 0, name)
+        params, explain_at = at(args, kwargs)
         new_key, inner_key = jax.random.split(key)
         leaves, treedef = jax.tree.flatten(params)
-        stages = np.array([_selected(name, layer, layers[layer], params) for layer in layers])
+        stages = np.array([selected(layer, layers[layer], params) for layer in layers])
         if cascade:
             stages = np.logical_or.accumulate(stages)
-        anew = _check_anew(name, reinitialize(new_key, params), params)
-        attribution = inner(inner_key, *args, **kwargs)
+        anew = _check_anew(reinitialize(new_key, params), params)
+        attribution = explain_at(inner_key, params)
 
         def stage(k):
             mixed = [
                 jnp.where(jnp.asarray(column)[k], new, old) if any(column) else old
                 for column, new, old in zip(stages.T, anew, leaves, strict=True)
             ]
-            randomised = replace(args, 0, treedef.unflatten(mixed))
-            other = inner(inner_key, *randomised, **kwargs)
-            return _compare(name, similarity, attribution, other)
+            return compare(attribution, explain_at(inner_key, treedef.unflatten(mixed)))
 
-        return sampling.accumulate(stage, name, len(layers), reduction, chunk_size)
+        return run(stage, len(layers))
 
     return similar
 
 
+@transform(takes_key=True)
 def random_logit(
     explain: Explainer, num_classes: int, *, similarity: Similarity = ssim
 ) -> Callable[..., jax.Array]:
@@ -255,41 +156,35 @@ def random_logit(
 
     Source: Sixt et al. 2020, arXiv 1912.09818.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.metrics.randomization import random_logit
-    >>> from smoothjax.metrics.similarity import cosine
     >>> explain = sj.saliency(lambda params, x, label: (params @ x)[label])
-    >>> similar = jax.jit(random_logit(explain, num_classes=5, similarity=cosine))
+    >>> similar = jax.jit(
+    ...     sj.metrics.random_logit(explain, num_classes=5, similarity=sj.metrics.cosine)
+    ... )
     >>> print(similar(jax.random.key(0), jnp.eye(5), jnp.ones(5), 3))
     0.0
     """
-    name = "random_logit"
-    check_callable(explain, name)
-    check_callable(similarity, f"{name}: similarity")
-    num_classes = check_at_least(num_classes, 2, f"{name}: num_classes")
-    inner = keyed(explain)
+    at = at_argument(explain, 2)
+    compare = _comparing(similarity)
+    num_classes = check_integer(num_classes, "num_classes", least=2)
 
-    @named(name, explain, takes_key=True)
     def similar(key, *args, **kwargs):
-        label = _check_label(name, args, num_classes)
+        label, explain_at = at(args, kwargs)
+        label = _check_label(label, num_classes)
         class_key, inner_key = jax.random.split(key)
         # A step from 1 to num_classes - 1 leads to each other class, and never back.
         step = jax.random.randint(class_key, (), 1, num_classes, jnp.int32)
         other = (label + step) % num_classes
-
-        def of_class(label):
-            return inner(inner_key, *replace(args, 2, label), **kwargs)
-
         # One loop over the two classes, for half the compiling.
-        maps = jax.lax.map(of_class, jnp.stack([label, other]))
+        maps = jax.lax.map(lambda label: explain_at(inner_key, label), jnp.stack([label, other]))
         attribution, of_other = (jax.tree.map(operator.itemgetter(i), maps) for i in range(2))
-        alike = _compare(name, similarity, attribution, of_other)
+        alike = compare(attribution, of_other)
         alike = alike.astype(wide_dtype(alike.dtype))  # a count is no NaN
         return jnp.where((0 <= label) & (label < num_classes), alike, jnp.nan)
 
     return similar
 
 
+@transform
 def consistency(
     explain: Explainer, other_params: PyTree, *, similarity: Similarity = spearman
 ) -> Callable[..., jax.Array]:
@@ -316,16 +211,15 @@ def consistency(
     Source: Zhou et al. 2025, arXiv 2410.07711; the data randomisation test of Adebayo et al. 2018,
     arXiv 1810.03292.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.metrics.randomization import consistency
     >>> explain = sj.saliency(lambda params, x: params @ x)
     >>> params, other_params = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 1.0, 3.0])
-    >>> print(jax.jit(consistency(explain, other_params))(params, jnp.ones(3)).round(6))
+    >>> print(jax.jit(sj.metrics.consistency(explain, other_params))(params, jnp.ones(3)).round(6))
     0.5
     """
-    return _magnitude("consistency", explain, other_params, lambda x: x, similarity)
+    return _magnitude(explain, other_params, lambda x: x, similarity)
 
 
+@transform
 def invariance(
     explain: Explainer, other_params: PyTree, shift: Any, *, similarity: Similarity = spearman
 ) -> Callable[..., jax.Array]:
@@ -358,117 +252,84 @@ def invariance(
     Source: Zhou et al. 2025, arXiv 2410.07711; the shift is that of Kindermans et al. 2017, arXiv
     1711.00867.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.metrics.randomization import invariance
     >>> score = lambda params, x: params[0] @ x + params[1]
     >>> w, x = jnp.array([1.0, 2.0, 3.0]), jnp.array([3.0, 2.0, 0.5])
     >>> for method in (sj.saliency, sj.input_times_gradient):  # the bias undoes the shift of 2
-    ...     print(invariance(method(score), (w, -2 * w.sum()), 2.0)((w, 0.0), x).round(6))
+    ...     alike = sj.metrics.invariance(method(score), (w, -2 * w.sum()), 2.0)
+    ...     print(alike((w, 0.0), x).round(6))
     1.0
     0.5
     """
-    name = "invariance"
 
     def shifted(x):
-        check_has_inexact(x, name)
+        check_has_inexact(x)
         x = jnp.asarray(x)
-        return (x.astype(wide_dtype(x.dtype)) + fit(shift, x, f"{name}: shift")).astype(x.dtype)
+        return (x.astype(wide_dtype(x.dtype)) + fit(shift, x, "shift")).astype(x.dtype)
 
-    return _magnitude(name, explain, other_params, shifted, similarity)
+    return _magnitude(explain, other_params, shifted, similarity)
 
 
-def _magnitude(name, explain, other_params, change, similarity):
-    """The metric of how alike two models' maps are, of x and of `change(x)`, whatever the sign."""
-    check_callable(explain, name)
-    check_callable(similarity, f"{name}: similarity")
-    inner = keyed(explain)
+def _magnitude(explain, other_params, change, similarity):
+    """How alike two models' maps are, of x and of `change(x)`, whatever the sign."""
+    compare = _comparing(similarity)
+    explain = keyed(explain)
 
-    @named(name, explain, takes_key=is_stochastic(explain))
     def similar(key, *args, **kwargs):
-        x = argument(args, 1, name)
-        others = replace(replace(args, 0, other_params), 1, change(x))
-        attribution, other = inner(key, *args, **kwargs), inner(key, *others, **kwargs)
-        return jnp.abs(_compare(name, similarity, attribution, other))
+        changed = change(argument(args, 1))
+        attribution = explain(key, *args, **kwargs)
+        other = explain(key, other_params, changed, *args[2:], **kwargs)
+        return jnp.abs(compare(attribution, other))
 
     return similar
 
 
-def _compare(name, similarity, attribution, other):
-    alike = jnp.asarray(similarity(attribution, other))
-    if alike.shape != ():
-        raise ValueError(
-            f"{name}: similarity(a, b) must return a scalar; got an array of shape {alike.shape}."
+def _comparing(similarity):
+    """The similarity, whose value is checked."""
+    check_function(similarity, "similarity")
+
+    def compare(attribution, other):
+        alike = jnp.asarray(similarity(attribution, other))
+        require(
+            alike.shape == (),
+            f"similarity(a, b) must return a scalar; got an array of shape {alike.shape}.",
         )
-    return alike
+        return alike
+
+    return compare
 
 
-def _selected(name, layer, selection, params):
-    """For each leaf of params, whether a layer holds it and it can be randomised."""
-    what = f"{name}: the layer {layer!r}"
-    chosen = resolve(selection, params, what)
-    if not all(isinstance(c, (bool, np.bool_)) for c in chosen):
-        raise TypeError(
-            f"{what} must be a selection as for `where`: bools, or a function of params that "
-            f"returns them, such as smoothjax.by_path(lambda path: path.startswith({layer!r})); "
-            f"got {selection!r:.80}."
-        )
-    chosen = [
-        c and is_inexact(leaf) for c, leaf in zip(chosen, jax.tree.leaves(params), strict=True)
-    ]
-    if not any(chosen):
-        paths = [_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise ValueError(f"{what} selects no floating-point leaf of {paths!s:.200}.")
-    return chosen
-
-
-def _check_anew(name, anew, params):
+def _check_anew(anew, params):
     """The leaves of randomised params, in the dtypes of params."""
     want, got = jax.tree.structure(params), jax.tree.structure(anew)
-    if got != want:
-        raise ValueError(
-            f"{name}: reinitialize(key, params) must return params of the same structure, "
-            f"{want!s:.200}; got {got!s:.200}."
-        )
+    require(
+        got == want,
+        f"reinitialize(key, params) must return params of the same structure, {want!s:.200}; got "
+        f"{got!s:.200}.",
+    )
 
     def of_leaf(path, new, old):
         if not is_inexact(old):
             return old
-        if jnp.shape(new) != jnp.shape(old):
-            raise ValueError(
-                f"{name}: reinitialize(key, params) must return leaves of the same shapes; got "
-                f"{jnp.shape(new)} for {jnp.shape(old)} at {_path_string(path)!r}."
-            )
+        require(
+            jnp.shape(new) == jnp.shape(old),
+            "reinitialize(key, params) must return leaves of the same shapes; got "
+            f"{jnp.shape(new)} for {jnp.shape(old)} at {path_string(path)!r}.",
+        )
         return jnp.asarray(new).astype(old.dtype)
 
     return jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, anew, params))
 
 
-def _check_label(name, args, num_classes):
-    if len(args) < 3:
-        raise TypeError(
-            f"{name} needs a positional label, after key, params and x; got {len(args)} positional "
-            "argument(s) after the key."
-        )
-    label = jnp.asarray(args[2])
-    if label.shape != () or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise TypeError(
-            f"{name}: the argument after x must be the label, one integer; got {args[2]!r:.80}."
-        )
-    if not isinstance(label, Tracer) and not 0 <= label < num_classes:
-        raise ValueError(
-            f"{name}: label must be from 0 to {num_classes - 1}, since num_classes is "
-            f"{num_classes}; got {label}."
-        )
+def _check_label(given, num_classes):
+    label = jnp.asarray(given)
+    require(
+        label.shape == () and jnp.issubdtype(label.dtype, jnp.integer),
+        f"the argument after x must be the label, one integer; got {given!r:.80}.",
+        TypeError,
+    )
+    require(
+        isinstance(label, Tracer) or 0 <= label < num_classes,
+        f"label must be from 0 to {num_classes - 1}, since num_classes is {num_classes}; got "
+        f"{label}.",
+    )
     return label.astype(jnp.int32)
-
-
-def _natural(entry):
-    """What orders a dictionary's key among others: its text and numbers in turn."""
-    if not isinstance(entry, jax.tree_util.DictKey):
-        return []  # the pytree has the right order
-    words = re.split(r"(\d+)", str(entry.key))
-    return [int(word) if i % 2 else word for i, word in enumerate(words)]
-
-
-def _path_string(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -18,21 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax import noise, reductions, sampling
+from smoothjax import reductions
+from smoothjax._checks import require
+from smoothjax._loop import monte_carlo
+from smoothjax._perturb import additive, perturbation
+from smoothjax._transform import at_argument, transform
+from smoothjax._trees import check_has_inexact, fit, is_float0, is_inexact, wide_dtype
+from smoothjax._typing import Explainer, Metric
 from smoothjax.reductions import Reduction
-from smoothjax.transform import (
-    Explainer,
-    argument,
-    check_argnum,
-    check_callable,
-    is_float0,
-    keyed,
-    named,
-    replace,
-    wide_dtype,
-)
 
 
+@transform(takes_key=True)
 def local_lipschitz(
     explain: Explainer,
     *,
@@ -40,7 +36,7 @@ def local_lipschitz(
     num_samples: int = 10,
     argnum: int = 1,
     chunk_size: int = 1,
-) -> Explainer:
+) -> Metric:
     """Returns a metric: the greatest slope found of an explanation, an estimate from below.
 
     `max_i ||explain(x_i) - explain(x)|| / ||x_i - x||`, Euclidean norms over all entries, with x_i
@@ -75,7 +71,6 @@ def local_lipschitz(
     Source: Alvarez-Melis and Jaakkola 2018, arXiv 1806.08049, who search the same box by Bayesian
     optimization.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> metric = sj.metrics.local_lipschitz(lambda params, x: params * x, radius=0.1)
     >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.ones(4)).round(4))
     3.0
@@ -87,10 +82,18 @@ def local_lipschitz(
         # A step that was rounded away says nothing.
         return change / jnp.where(length == 0, 1, length)
 
-    settings = (radius, num_samples, argnum, chunk_size)
-    return _over_box("local_lipschitz", explain, slope, _MAXIMUM, *settings)
+    return _over_box(
+        explain,
+        slope,
+        _MAXIMUM,
+        radius=radius,
+        num_samples=num_samples,
+        argnum=argnum,
+        chunk_size=chunk_size,
+    )
 
 
+@transform(takes_key=True)
 def max_sensitivity(
     explain: Explainer,
     *,
@@ -98,7 +101,7 @@ def max_sensitivity(
     num_samples: int = 10,
     argnum: int = 1,
     chunk_size: int = 1,
-) -> Explainer:
+) -> Metric:
     """Returns a metric: the greatest change found of an explanation, relative to it.
 
     `max_i ||explain(x_i) - explain(x)|| / ||explain(x)||`, Euclidean norms over all entries, with
@@ -124,16 +127,23 @@ def max_sensitivity(
 
     Source: Yeh et al. 2019, arXiv 1901.09392.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = lambda params, x: params * x
     >>> metric = sj.metrics.max_sensitivity(explain, radius=0.1, num_samples=1000)
     >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(3))  # 0.1 / 2
     0.05
     """
-    settings = (radius, num_samples, argnum, chunk_size)
-    return _over_box("max_sensitivity", explain, _relative_change, _MAXIMUM, *settings)
+    return _over_box(
+        explain,
+        _relative_change,
+        _MAXIMUM,
+        radius=radius,
+        num_samples=num_samples,
+        argnum=argnum,
+        chunk_size=chunk_size,
+    )
 
 
+@transform(takes_key=True)
 def average_sensitivity(
     explain: Explainer,
     *,
@@ -141,7 +151,7 @@ def average_sensitivity(
     num_samples: int = 10,
     argnum: int = 1,
     chunk_size: int = 1,
-) -> Explainer:
+) -> Metric:
     """Returns a metric: the mean change of an explanation, relative to it.
 
     `mean_i ||explain(x_i) - explain(x)|| / ||explain(x)||`, as `max_sensitivity`, but the mean over
@@ -166,41 +176,44 @@ def average_sensitivity(
 
     Source: Bhatt et al. 2020, arXiv 2005.00631.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
     >>> explain = lambda params, x: params * x
     >>> metric = sj.metrics.average_sensitivity(explain, radius=0.1, num_samples=1000)
     >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(3))  # 0.1 / 2 / 2
     0.025
     """
-    settings = (radius, num_samples, argnum, chunk_size)
-    mean = reductions.mean()
-    return _over_box("average_sensitivity", explain, _relative_change, mean, *settings)
+    return _over_box(
+        explain,
+        _relative_change,
+        reductions.mean(),
+        radius=radius,
+        num_samples=num_samples,
+        argnum=argnum,
+        chunk_size=chunk_size,
+    )
 
 
-def _over_box(name, explain, change, reduction, radius, num_samples, argnum, chunk_size):
+def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_size):
     """The metric that reduces `change(explain(x), explain(x_i), x_i - x)` over draws x_i."""
-    check_callable(explain, name)
-    argnum = check_argnum(argnum, name)
-    _check_radius(radius, name)
-    sampling.check_loop(name, num_samples, reduction, chunk_size)
-    inner = keyed(explain)
+    at = at_argument(explain, argnum)
+    average = monte_carlo(num_samples, reduction, chunk_size)
+    _check_radius(radius)
 
-    @named(name, explain, takes_key=True)
     def metric(key, *args, **kwargs):
-        x = _check_input(argument(args, argnum, name), name)
-        level = noise.fit(radius(x) if callable(radius) else radius, x, f"{name}: radius")
+        x, explain_at = at(args, kwargs)
+        x = _check_input(x)
+        level = fit(radius(x) if callable(radius) else radius, x, "radius")
+        noisy = perturbation(additive, level, sampler=_UNIFORM)(x)
         draws_key, inner_key = jax.random.split(key)
-        explained = inner(inner_key, *args, **kwargs)
-        _check_explained(explained, name)
+        explained = explain_at(inner_key, x)
+        _check_explained(explained)
 
-        def draw(draw_key):
-            near = noise.perturb(draw_key, x, [level], _UNIFORM, noise.additive)
-            moved = inner(inner_key, *replace(args, argnum, near), **kwargs)
+        def draw(key):
+            near = noisy(key)
             # What the explainer saw: in half precision x + step is rounded.
             step = near.astype(level.dtype) - x.astype(level.dtype)
-            return change(explained, moved, step)
+            return change(explained, explain_at(inner_key, near), step)
 
-        found = sampling.monte_carlo(draw, draws_key, name, num_samples, reduction, chunk_size)
+        found = average(draw, draws_key)
         # A radius of 0 everywhere, as of `relative` for a constant x, makes no test.
         return jnp.where(jnp.any(level != 0), found, jnp.nan)
 
@@ -235,31 +248,35 @@ def _norm(leaves):
     return unit * jnp.sqrt(jnp.sum((flat / unit) ** 2))
 
 
-def _check_radius(radius, name):
+def _check_radius(radius):
     if callable(radius):
         return
-    noise.fit(radius, jnp.zeros(np.shape(radius)), f"{name}: radius")
-    if isinstance(radius, Tracer):
-        return
-    if np.any(np.asarray(radius) < 0) or not np.any(np.asarray(radius) > 0):
-        raise ValueError(f"{name}: radius must be above 0, in the units of x; got {radius!s:.80}.")
+    fit(radius, jnp.zeros(np.shape(radius)), "radius")
+    known = not isinstance(radius, Tracer)
+    require(
+        not known or (np.all(np.asarray(radius) >= 0) and np.any(np.asarray(radius) > 0)),
+        f"radius must be above 0, in the units of x; got {radius!s:.80}.",
+    )
 
 
-def _check_input(x, name):
-    noise.check_has_inexact(x, name)
-    if not noise.is_inexact(x) or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        got = f"one of dtype {x.dtype}" if noise.is_inexact(x) else f"a {type(x).__name__}"
-        raise TypeError(
-            f"{name} perturbs an argument that is one array of real floating-point numbers; got "
-            f"{got}."
-        )
+def _check_input(x):
+    check_has_inexact(x)
+    got = f"one of dtype {x.dtype}" if is_inexact(x) else f"a {type(x).__name__}"
+    require(
+        is_inexact(x) and not jnp.issubdtype(x.dtype, jnp.complexfloating),
+        f"what is perturbed must be one array of real floating-point numbers; got {got}.",
+        TypeError,
+    )
     return jnp.asarray(x)
 
 
-def _check_explained(explained, name):
-    reductions.check_no_estimate(explained, name)
-    if not _wide_leaves(explained):
-        raise TypeError(f"{name}: the explainer returned no arrays to compare, but {explained}.")
+def _check_explained(explained):
+    reductions.check_no_estimate(explained)
+    require(
+        _wide_leaves(explained),
+        f"the explainer returned no arrays to compare, but {explained}.",
+        TypeError,
+    )
 
 
 def _maximum_init(draw, num):
