@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from smoothjax.transform import wide_dtype
+from smoothjax._trees import wide_dtype
 
 
 def depthwise(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -331,7 +331,7 @@ def test_redraw_keeps_what_has_no_deviation():
     assert np.all(np.asarray(new["half"] != params["half"]))
     assert new["count"] is params["count"]
     assert new["name"] is np.tanh
-    with pytest.raises(TypeError, match="redraw needs floating-point arrays"):
+    with pytest.raises(TypeError, match="(?s)floating-point arrays are needed.*in redraw"):
         redraw(KEY, {"count": np.arange(3)})
 
 
@@ -654,11 +654,11 @@ def test_bad_arguments():
     for label in (1.0, np.arange(2)):
         with pytest.raises(TypeError, match="must be the label, one integer"):
             metric(KEY, CLASSES, X, label)
-    with pytest.raises(TypeError, match="needs a positional label"):
+    with pytest.raises(TypeError, match="argument 2 is missing"):
         metric(KEY, CLASSES, X, label=1)
     with pytest.raises(ValueError, match=r"shift of shape \(3,\) does not broadcast"):
         jax.eval_shape(invariance(edges, PARAMS, np.ones(3, np.float32)), PARAMS, X)
-    with pytest.raises(TypeError, match="invariance needs floating-point arrays"):
+    with pytest.raises(TypeError, match=r"(?s)floating-point arrays are needed.*in invariance"):
         invariance(edges, PARAMS, 1.0)(PARAMS, np.arange(3))
     noisy = sj.smoothgrad(edges, 0.1, reduction=reductions.mean_and_stderr())
     with pytest.raises(TypeError, match="of an Estimate, its mean"):
