@@ -174,13 +174,17 @@ def _in_two_passes(final_state, reduction, evaluate):
 
     They would be right without, but store the state before every chunk.
     """
-    # The rule must be handed all arrays that `evaluate` closes over.
+    # The rule must be handed all arrays that `evaluate` closes over, and hold none itself.
     closed, draw = jax.make_jaxpr(evaluate, return_shape=True)(jnp.int32(0))
-    jaxpr, treedef = closed.jaxpr, jax.tree.structure(draw)
+    arrays, treedef = closed.consts, jax.tree.structure(draw)
+
+    def of_arrays(arrays, index):
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, arrays))(index)
+
+    program = jaxpr_as_fun(jax.make_jaxpr(of_arrays)(arrays, jnp.int32(0)))
 
     def state_of(reduction, arrays):
-        evaluate = jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays))
-        return final_state(reduction, lambda index: treedef.unflatten(evaluate(index)))
+        return final_state(reduction, lambda index: treedef.unflatten(program(*arrays, index)))
 
     @jax.custom_jvp
     def first_pass(arrays):
@@ -196,7 +200,7 @@ def _in_two_passes(final_state, reduction, evaluate):
 
         return state, jax.jvp(second_pass, primals, tangents)[1]
 
-    return first_pass(closed.consts)
+    return first_pass(arrays)
 
 
 def _check_tolerance(tolerance, reduction):

@@ -5,6 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs of a file are of no use to the next, and take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(7)
