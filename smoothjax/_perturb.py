@@ -51,7 +51,8 @@ def perturbation(
     leaves moves no leaf's noise. Noise is drawn and combined in at least float32, then cast back.
     `sigma`, `where` and `sampler` are those of `smoothgrad`.
     """
-    _check_noise(sigma, where, sampler)
+    check_noise(sigma, where)
+    check_function(sampler, "sampler")
 
     def perturb(argument):
         leaves, treedef = jax.tree.flatten(argument)
@@ -114,8 +115,8 @@ def check_not_negative(value: Any, name: str) -> None:
         raise ValueError(f"{name} must not be negative; got {value!s:.80}.")
 
 
-def _check_noise(sigma, where, sampler):
-    """What is wrong with settings of the noise whatever the argument will be."""
+def check_noise(sigma: Any, where: Any = None) -> None:
+    """Raises for levels and selections that are wrong whatever the argument will be."""
     wrong = isinstance(sigma, str) or sigma is None
     require(
         not wrong, f"sigma must be a number, array, pytree or function; got {sigma!r}.", TypeError
@@ -126,7 +127,6 @@ def _check_noise(sigma, where, sampler):
     for selected in jax.tree.leaves(where):
         if not is_function(selected):
             _check_bool(selected)
-    check_function(sampler, "sampler")
 
 
 def _check_bool(value):

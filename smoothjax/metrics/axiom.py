@@ -1,31 +1,20 @@
 """Axioms: equations that an attribution method promises to satisfy."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from smoothjax._checks import check_scalar, require
+from smoothjax._trees import is_float0
+from smoothjax._typing import Metric, Score
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.attribution.masking import check_scalar
-from smoothjax.metrics.arguments import like_input, named_metric, without_attribution
+from smoothjax.metrics._arguments import at_attribution, like_input, metric
 from smoothjax.reductions import check_no_estimate
-from smoothjax.transform import (
-    Explainer,
-    check_argnum,
-    check_callable,
-    is_float0,
-    is_stochastic,
-    keyed,
-    replace,
-)
-
-PyTree = Any
 
 
-def completeness_error(
-    score: Explainer, baseline: Any = 0.0, *, argnum: int = 1
-) -> Callable[..., jax.Array]:
+@metric
+def completeness_error(score: Score, baseline: Any = 0.0, *, argnum: int = 1) -> Metric:
     """Returns a metric: how far an attribution's sum is from what the score gained on the baseline.
 
     `sum(attribution) - (score(x) - score(baseline))`, signed; 0 is best. Integrated gradients reach
@@ -49,37 +38,30 @@ def completeness_error(
 
     Source: Sundararajan et al. 2017, arXiv 1703.01365.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> score = lambda params, x: jnp.sum(params * x**2)
     >>> params, x = jnp.ones(3), jnp.arange(3.0)
     >>> attribution = sj.integrated_gradients(score)(params, x)
     >>> print(abs(sj.metrics.completeness_error(score)(params, x, attribution)) < 1e-5)
     True
     """
-    name = "completeness_error"
-    check_callable(score, name)
-    argnum = check_argnum(argnum, name)
-    inner = keyed(score)
+    at = at_attribution(score, argnum)
 
-    @named_metric(name, score, argnum, is_stochastic(score))
     def error(key, *args, **kwargs):
-        args, x, attribution = without_attribution(args, argnum, name)
-        leaves = _check_like(attribution, x, name)
-        start = baseline_like(baseline, x, name)
-        there = check_scalar(inner(key, *args, **kwargs), name)
-        gain = there - check_scalar(inner(key, *replace(args, argnum, start), **kwargs), name)
+        x, attribution, score_at = at(args, kwargs)
+        leaves = _leaves_like(attribution, x)
+        start = baseline_like(baseline, x)
+        gain = check_scalar(score_at(key, x)) - check_scalar(score_at(key, start))
         return sum(jnp.sum(leaf).astype(gain.dtype) for leaf in leaves) - gain
 
     return error
 
 
-def _check_like(attribution, x, name):
+def _leaves_like(attribution, x):
     """The leaves of an attribution of a pytree x that hold numbers, or raises."""
-    check_no_estimate(attribution, name)
+    check_no_estimate(attribution)
     want, got = jax.tree.structure(x), jax.tree.structure(attribution)
-    if got != want:
-        raise ValueError(
-            f"{name}: an attribution must be a pytree like x, {want!s:.200}; got {got!s:.200}."
-        )
+    require(
+        got == want, f"an attribution must be a pytree like x, {want!s:.200}; got {got!s:.200}."
+    )
     pairs = zip(jax.tree.leaves(attribution), jax.tree.leaves(x), strict=True)
-    return [like_input(part, leaf, name) for part, leaf in pairs if not is_float0(part)]
+    return [like_input(part, leaf) for part, leaf in pairs if not is_float0(part)]

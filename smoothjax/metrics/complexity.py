@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from smoothjax.metrics.arguments import check_attribution
+from smoothjax._transform import noted
+from smoothjax.metrics._arguments import check_attribution
 
 
+@noted
 def gini(attribution: Any) -> jax.Array:
     """Returns the Gini index of an attribution's magnitudes: its sparseness.
 
@@ -35,17 +37,17 @@ def gini(attribution: Any) -> jax.Array:
     Source: Hurley and Rickard 2009, arXiv 0811.4706; for attributions, Chalasani et al. 2020, arXiv
     1810.06583.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> print(sj.metrics.gini(jnp.array([0.0, 0.0, -3.0, 0.0])))
     0.75
     """
-    p = jnp.sort(_shares(attribution, "gini"))
+    p = jnp.sort(_shares(attribution))
     n = p.size
     weights = (2 * jnp.arange(1, n + 1, dtype=p.dtype) - n - 1) / n
     # The weights sum to 0, so the least share can go: equal shares then give 0, without rounding.
     return jnp.sum(weights * (p - p[0]))
 
 
+@noted
 def entropy(attribution: Any) -> jax.Array:
     """Returns the entropy of an attribution's shares: its complexity.
 
@@ -64,15 +66,14 @@ def entropy(attribution: Any) -> jax.Array:
 
     Source: Bhatt et al. 2020, arXiv 2005.00631.
 
-    >>> import jax.numpy as jnp, smoothjax as sj
     >>> print(jnp.exp(sj.metrics.entropy(jnp.array([2.0, 0.0, -2.0, 0.0]))).round(5))
     2.0
     """
-    return jnp.sum(entr(_shares(attribution, "entropy")))
+    return jnp.sum(entr(_shares(attribution)))
 
 
-def _shares(attribution, name):
-    magnitudes = jnp.abs(check_attribution(attribution, name)).ravel()
+def _shares(attribution):
+    magnitudes = jnp.abs(check_attribution(attribution)).ravel()
     largest = jnp.max(magnitudes)
     # Divided by the largest first, so that no sum overflows and no share of tiny ones underflows.
     scaled = jnp.where(largest == 0, 1, magnitudes / largest)

@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax.metrics.arguments import check_attribution
-from smoothjax.metrics.ranking import ranks
+from smoothjax._checks import require
+from smoothjax._transform import noted
+from smoothjax.metrics._arguments import check_attribution
+from smoothjax.metrics._ranking import ranks
 
 
+@noted
 def spearman(a: Any, b: Any) -> jax.Array:
     """Returns Spearman's rank correlation of two maps: Pearson's of their ranks.
 
@@ -36,16 +39,15 @@ def spearman(a: Any, b: Any) -> jax.Array:
 
     Cost: a sort of each map.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.similarity import spearman
-    >>> print(spearman(jnp.array([1.0, 2.0, 9.0]), jnp.array([0, 3, 4])))
+    >>> print(sj.metrics.spearman(jnp.array([1.0, 2.0, 9.0]), jnp.array([0, 3, 4])))
     1.0
     """
-    a, b = _check_pair(a, b, "spearman")
+    a, b = _check_pair(a, b)
     undefined = jnp.any(jnp.isnan(a)) | jnp.any(jnp.isnan(b))
     return jnp.where(undefined, jnp.nan, pearson(ranks(a), ranks(b))).astype(a.dtype)
 
 
+@noted
 def pearson(a: Any, b: Any) -> jax.Array:
     """Returns Pearson's correlation of two maps: the cosine of the maps less their means.
 
@@ -60,16 +62,15 @@ def pearson(a: Any, b: Any) -> jax.Array:
     Raises:
       TypeError, ValueError: if the maps are no real arrays of one shape.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.similarity import pearson
-    >>> print(pearson(jnp.array([1.0, 2.0, 3.0]), jnp.array([-1, -3, -5])))
+    >>> print(sj.metrics.pearson(jnp.array([1.0, 2.0, 3.0]), jnp.array([-1, -3, -5])))
     -1.0
     """
-    a, b = _check_pair(a, b, "pearson")
+    a, b = _check_pair(a, b)
     # Centred twice, since the mean of many numbers far from 0 is itself inexact in float32.
     return cosine(_centred(_centred(a)), _centred(_centred(b)))
 
 
+@noted
 def cosine(a: Any, b: Any) -> jax.Array:
     """Returns the cosine of the angle between two maps: `sum(a b) / (|a| |b|)`.
 
@@ -84,17 +85,16 @@ def cosine(a: Any, b: Any) -> jax.Array:
     Raises:
       TypeError, ValueError: if the maps are no real arrays of one shape.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.similarity import cosine
-    >>> print(cosine(jnp.array([1.0, 0.0]), jnp.array([3.0, 4.0])).round(6))
+    >>> print(sj.metrics.cosine(jnp.array([1.0, 0.0]), jnp.array([3.0, 4.0])).round(6))
     0.6
     """
-    a, b = _check_pair(a, b, "cosine")
+    a, b = _check_pair(a, b)
     a, b = _scaled(a), _scaled(b)
     norms = jnp.sqrt(jnp.sum(a * a) * jnp.sum(b * b))
     return jnp.clip(jnp.sum(a * b) / jnp.where(norms == 0, 1, norms), -1, 1)
 
 
+@noted
 def ssim(a: Any, b: Any) -> jax.Array:
     """Returns the structural similarity of two maps, taken as pictures.
 
@@ -124,19 +124,17 @@ def ssim(a: Any, b: Any) -> jax.Array:
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural
     similarity".
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.similarity import ssim
     >>> picture = jnp.outer(jnp.sin(jnp.arange(20.0)), jnp.arange(30.0))
-    >>> print(ssim(picture, 5 * picture).round(5))
+    >>> print(sj.metrics.ssim(picture, 5 * picture).round(5))
     1.0
     """
-    a, b = _check_pair(a, b, "ssim")
-    if a.ndim not in (2, 3) or min(a.shape[:2]) < _WINDOW.size:
-        raise ValueError(
-            f"ssim compares maps of shape (H, W) or (H, W, channels), H and W at least "
-            f"{_WINDOW.size}; got {a.shape}. Move the channels last, or take another similarity, "
-            "such as spearman, which fits any shape."
-        )
+    a, b = _check_pair(a, b)
+    require(
+        a.ndim in (2, 3) and min(a.shape[:2]) >= _WINDOW.size,
+        f"maps must be of shape (H, W) or (H, W, channels), H and W at least {_WINDOW.size}; got "
+        f"{a.shape}. Move the channels last, or take another similarity, such as spearman, which "
+        "fits any shape.",
+    )
     (a, span_a), (b, span_b) = _picture(a), _picture(b)
     mean_a, mean_b, aa, bb, ab = _blur(jnp.stack([a, b, a * a, b * b, a * b]))
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
@@ -180,9 +178,8 @@ def _scaled(a):
     return a / jnp.where(greatest == 0, 1, greatest)
 
 
-def _check_pair(a, b, name):
-    a, b = check_attribution(a, name), check_attribution(b, name)
-    if a.shape != b.shape:
-        raise ValueError(f"{name} compares maps of one shape; got {a.shape} and {b.shape}.")
+def _check_pair(a, b):
+    a, b = check_attribution(a), check_attribution(b)
+    require(a.shape == b.shape, f"maps must be of one shape; got {a.shape} and {b.shape}.")
     dtype = jnp.promote_types(a.dtype, b.dtype)
     return a.astype(dtype), b.astype(dtype)

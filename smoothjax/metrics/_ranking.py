@@ -15,8 +15,7 @@ def order(values: jax.Array) -> jax.Array:
 
     The same values always give the same order. NaN counts as the greatest, and 0 equals -0.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.ranking import order
+    >>> from smoothjax.metrics._ranking import order
     >>> print(order(jnp.array([0.5, -1.0, 2.0])))
     [2 0 1]
     """
@@ -30,8 +29,7 @@ def ranks(values: jax.Array) -> jax.Array:
 
     They are floats of the default dtype. NaN counts as the greatest, and as tied with NaN.
 
-    >>> import jax.numpy as jnp
-    >>> from smoothjax.metrics.ranking import ranks
+    >>> from smoothjax.metrics._ranking import ranks
     >>> print(ranks(jnp.array([0.5, -1.0, 2.0, 0.5])))
     [2.5 1.  4.  2.5]
     """
