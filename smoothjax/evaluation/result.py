@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from smoothjax.reductions import Estimate, t_test
+from smoothjax._statistics import t_test
+from smoothjax.reductions import Estimate
 
 _EPSILON = np.finfo(np.float32).eps.item()
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 import smoothjax as sj
 from smoothjax import reductions
-from smoothjax.metrics.randomization import (
+from smoothjax.metrics import (
     consistency,
     invariance,
     layers_at_depth,

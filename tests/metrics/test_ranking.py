@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smoothjax.metrics.ranking import order, ranks
+from smoothjax.metrics._ranking import order, ranks
 
 RNG = np.random.default_rng(0)
 DISTINCT = RNG.standard_normal((9, 7)).astype(np.float32)
