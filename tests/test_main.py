@@ -1,5 +1,6 @@
 import json
 import os
+import tempfile
 import types
 from typing import NamedTuple
 
@@ -320,6 +321,9 @@ def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
     once = len(traced)
     run(photo, photo, photo, "--methods", "saliency", "--out", out)
     assert len(traced) == 2 * once
+    reports = [read(out / name) for name in files(out) if name.endswith("json")]
+    # The seconds of one compilation, which two would hardly share.
+    assert len({report["methods"]["saliency"]["compile_seconds"] for report in reports}) == 1
 
 
 def test_photos_of_the_same_name_do_not_overwrite_one_another(net, out, tmp_path):
@@ -436,6 +440,15 @@ def test_another_label_is_explained(net, out, photo, label):
 def test_a_folder_that_cannot_be_written(net, photo, capsys):
     assert run(photo, "--out", photo / "out") == 2
     assert str(photo) in the_error_line(capsys)
+
+
+def test_a_folder_without_room_is_said_before_what_takes_long(net, photo, out, monkeypatch, capsys):
+    def fail(**_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    assert run(photo, "--out", out) == 2
+    assert "--out: disk full" in the_error_line(capsys)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
