@@ -270,7 +270,10 @@ def test_the_picture_shows_what_the_network_saw_and_both_classes(bee):
 
 
 def test_every_method_returns_a_map_and_only_means_have_an_error(net):
-    x, label = jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.float32), jax.ShapeDtypeStruct((), int)
+    x, label = (
+        jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
     for name, method in _gallery.METHODS.items():
         explain = method(net, 4).explain
         result = jax.eval_shape(explain, jax.random.key(0), net.params, x, label, label)
