@@ -33,7 +33,8 @@ def heatmap(attribution: Any) -> np.ndarray:
       A float64 array of shape (H, W) in [0, 1]; NaN where the attribution is.
 
     Raises:
-      ValueError: if the attribution has another number of dimensions.
+      TypeError: if the attribution is an `Estimate` or another pytree.
+      ValueError: if it has another number of dimensions.
 
     >>> import numpy as np
     >>> from smoothjax.plotting import heatmap
@@ -41,6 +42,11 @@ def heatmap(attribution: Any) -> np.ndarray:
     [[0.  1. ]
      [0.5 1. ]]
     """
+    if isinstance(attribution, (Mapping, tuple)):
+        raise TypeError(
+            f"heatmap needs one array; got {type(attribution).__name__}. Type estimate.mean for an "
+            "Estimate, and pass the leaves of any other pytree one by one."
+        )
     values = np.asarray(attribution).astype(np.float64)
     if values.ndim not in (2, 3):
         raise ValueError(
@@ -65,7 +71,8 @@ def gallery(
     """Returns a figure of an image and its attributions, all of the same size.
 
     Args:
-      image: the picture that is explained, in the shapes and ranges of matplotlib's `imshow`.
+      image: the picture that is explained, an array of shape (H, W, 3) or (H, W, 4) in colours, or
+        (H, W) or (H, W, 1) in greys; integers from 0 to 255 or floats from 0 to 1.
       maps: attributions, each drawn as its `heatmap`; NaN is drawn in green.
       titles: one for the image, then one for each map, of one or more lines.
       heading: a line above all.
@@ -75,6 +82,7 @@ def gallery(
       A `matplotlib.figure.Figure`; write it with its `savefig`.
 
     Raises:
+      TypeError: if the maps, or one of them, are an `Estimate` or a dict.
       ValueError: if the titles are not one more than the maps, or as `heatmap` does.
 
     >>> import numpy as np
@@ -82,12 +90,17 @@ def gallery(
     >>> len(gallery(np.zeros((8, 8, 3)), [np.eye(8)], ["input", "identity"]).axes)
     2
     """
+    if isinstance(maps, (Mapping, Estimate)):
+        raise TypeError(
+            f"gallery needs a list of maps; got {type(maps).__name__}. Type [estimate.mean] for an "
+            'Estimate; for a dict of maps type list(maps.values()), and ["input", *maps] as titles.'
+        )
     if len(titles) != 1 + len(maps):
         raise ValueError(
             f"gallery needs a title for the image and for each of the {len(maps)} maps; "
             f"got {len(titles)} titles."
         )
-    panels = [image, *map(heatmap, maps)]
+    panels = [_in_colours(image), *map(heatmap, maps)]
     num_columns = min(len(panels), 3 if len(panels) <= 6 else 4)
     num_rows = math.ceil(len(panels) / num_columns)
     colors = matplotlib.colormaps[colormap].with_extremes(bad="limegreen")
@@ -102,6 +115,14 @@ def gallery(
         axes.set_title(title, fontsize="small")
         axes.set_axis_off()
     return figure
+
+
+def _in_colours(image):
+    """Returns a picture with its colours: `imshow` would draw a grey one like a map."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.repeat(pixels, 3, -1) if pixels.shape[2:] == (1,) else pixels
 
 
 def estimates(table: Mapping[str, Mapping[str, Estimate]]) -> Figure:

@@ -1,6 +1,8 @@
 import json
 import os
+import tempfile
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,12 @@ from PIL import Image
 
 import smoothjax as sj
 from smoothjax import __main__ as command
-from smoothjax import zoo
+from smoothjax import _gallery, plotting, zoo
 from smoothjax.reductions import mean_and_stderr, relative_error, stack
 from smoothjax.zoo.network import _TABLE
 
 SIZE = 32
 NAMES = ("cat", "dog", "crane", "crane", "Great Dane", "hen", "owl", "fox", "yak", "bee")
-ALL = ",".join(command.METHODS)
 
 
 def small_network():
@@ -70,6 +71,18 @@ def photo(tmp_path):
     return make_photo(tmp_path / "photo.png")
 
 
+def spy(fun, calls):
+    return lambda *args: calls.append(args) or fun(*args)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The arguments of each picture."""
+    calls = []
+    monkeypatch.setattr(plotting, "gallery", spy(plotting.gallery, calls))
+    return calls
+
+
 def make_photo(path, seed=0):
     path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 16, 3), dtype=np.uint8)
@@ -116,8 +129,9 @@ def test_explains_the_cat_by_default(net, out, capsys):
     assert read(out / "chelsea.json")["photo"] == "chelsea"
 
 
-def test_json_says_what_was_done_and_found(net, out, photo, capsys):
-    assert run(photo, "--samples", 6, "--seed", 3, "--model", "any", "--out", out) == 0
+def test_json_says_what_was_done_and_found(net, out, photo, capsys, drawn):
+    args = ("--samples", 6, "--seed", 3, "--model", "any", "--out", out)
+    assert run(photo, "--methods", "saliency", *args) == 0
     report = read(out / "photo.json")
     assert list(report) == [
         "smoothjax",
@@ -135,7 +149,6 @@ def test_json_says_what_was_done_and_found(net, out, photo, capsys):
     assert report["jax"] == jax.__version__
     assert (report["photo"], report["model"]) == (str(photo), "any")
     assert (report["seed"], report["samples"]) == (3, 6)
-    assert list(report["methods"]) == command.DEFAULT_METHODS.split(",")
 
     _, top, chances = predicted(net, photo)
     order = np.argsort(-np.asarray(chances))[:5].tolist()
@@ -151,16 +164,44 @@ def test_json_says_what_was_done_and_found(net, out, photo, capsys):
         assert line.split()[0] == f"{chances[i]:.1%}"
         assert line.endswith(f"{NAMES[i]} ({i})")
 
+    assert list(report["methods"]) == ["saliency"]
     assert report["methods"]["saliency"]["settings"] == {}
-    assert report["methods"]["noisegrad"]["settings"] == {"weight noise": 1.0, "draws": 6}
-    assert report["methods"]["fusiongrad"]["settings"] == {
-        "weight noise": 0.5,
-        "input noise": "0.075 of range",
-        "draws": "2 x 2",
-    }
-    for record in report["methods"].values():
-        assert record["seconds"] >= 0
-        assert record["compile_seconds"] > 0
+    (record,) = report["methods"].values()
+    assert list(record) == [
+        "settings",
+        "relative_error",
+        "kept_share",
+        "compile_seconds",
+        "seconds",
+    ]
+    assert record["relative_error"] is record["kept_share"] is None
+    assert record["compile_seconds"] > 0
+    assert record["seconds"] >= 0
+    assert drawn[0][3] == f"predicted: {NAMES[top]}, {chances[top]:.0%}"
+
+
+class Bee(NamedTuple):
+    """A run of methods that explain a class that is not predicted, and what it is to equal."""
+
+    net: types.SimpleNamespace
+    x: jax.Array
+    top: int
+    drawn: tuple
+    records: dict
+
+
+@pytest.fixture(scope="module")
+def bee(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bee")
+    photo, net, drawn = make_photo(folder / "photo.png"), small_network(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "load", lambda name: net)
+        patch.setattr(plotting, "gallery", spy(plotting.gallery, drawn))
+        args = ("--samples", 64, "--seed", 5, "--label", "bee", "--out", folder)
+        assert run(photo, "--methods", ",".join(explainers(net, 64)), *args) == 0
+    x, top, _ = predicted(net, photo)
+    assert NAMES[top] != "bee"
+    return Bee(net, x, top, drawn[0], read(folder / "photo-2.json")["methods"])
 
 
 def explainers(net, num):
@@ -178,74 +219,101 @@ def explainers(net, num):
 
 
 @pytest.mark.parametrize("name", ["smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"])
-def test_maps_and_their_errors_are_those_of_the_library(net, out, photo, monkeypatch, name):
-    from smoothjax import plotting
-
-    drawn = []
-    gallery = plotting.gallery
-    monkeypatch.setattr(plotting, "gallery", lambda *args: drawn.append(args) or gallery(*args))
-    assert run(photo, "--samples", 16, "--seed", 5, "--methods", name, "--out", out) == 0
-    x, top, _ = predicted(net, photo)
-    estimate = jax.jit(explainers(net, 16)[name])(jax.random.key(5), net.params, x, top)
-    ((image, (attribution,), titles, heading),) = drawn
-    record = read(out / "photo.json")["methods"][name]
-
-    np.testing.assert_allclose(attribution, estimate.mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(record["relative_error"], relative_error(estimate), rtol=1e-4)
-    np.testing.assert_array_equal(image, net.unprocess(x))
-    assert heading.startswith(f"predicted: {NAMES[top]}, ")
-    assert titles[0] == "input"
-    assert titles[1].startswith(f"{name}\n")
-    assert f"relative error {record['relative_error']:.2f}" in titles[1]
-    for what, value in record["settings"].items():
-        assert f"{what} {value}" in titles[1]
+def test_maps_and_their_errors_are_those_of_the_library(bee, name):
+    explain = jax.jit(explainers(bee.net, 64)[name])
+    estimate = explain(jax.random.key(5), bee.net.params, bee.x, NAMES.index("bee"))
+    _, maps, titles, _ = bee.drawn
+    i = list(bee.records).index(name)
+    np.testing.assert_allclose(maps[i], estimate.mean, rtol=1e-4, atol=1e-6)
+    error = bee.records[name]["relative_error"]
+    np.testing.assert_allclose(error, relative_error(estimate), rtol=1e-4)
+    assert titles[1 + i].startswith(f"{name}\n")
+    assert f"relative error {error:.2f}" in titles[1 + i]
+    for what, value in bee.records[name]["settings"].items():
+        assert f"{what} {value}" in titles[1 + i]
 
 
 @pytest.mark.parametrize(("name", "sigma", "num"), [("noisegrad", 1.0, 64), ("fusiongrad", 0.5, 8)])
-def test_kept_share_counts_the_weight_draws_of_the_map(net, out, photo, name, sigma, num):
-    args = ("--samples", 64, "--seed", 1, "--methods", name, "--label", "bee")
-    assert run(photo, *args, "--out", out) == 0
-    x, top, _ = predicted(net, photo)
-    assert NAMES[top] != "bee"  # what is kept is the prediction, not the label
+def test_kept_share_counts_the_weight_draws_of_the_map(bee, name, sigma, num):
     draws = sj.noisegrad(lambda params: params, sigma, num_samples=num, reduction=stack())(
-        jax.random.key(1), net.params
+        jax.random.key(5), bee.net.params
     )
-    kept = []
-    for i in range(num):
-        logits = net.apply({name: leaf[i] for name, leaf in draws.items()}, x[None])[0]
-        kept.append(int(logits.argmax()) == top)
-    assert 0 < np.mean(kept) < 1
-    assert read(out / "photo.json")["methods"][name]["kept_share"] == pytest.approx(np.mean(kept))
+    logits = jax.vmap(bee.net.apply, (0, None))(draws, bee.x[None])[:, 0]
+    kept = np.mean(logits.argmax(-1) == bee.top)  # what is kept is the prediction, not the label
+    assert 0 < kept < 1
+    assert bee.records[name]["kept_share"] == pytest.approx(kept)
 
 
-def test_every_method_runs_and_only_means_have_an_error(net, out, photo):
-    assert run(photo, "--samples", 4, "--methods", ALL, "--out", out) == 0
-    records = read(out / "photo.json")["methods"]
-    with_error = {name for name, row in records.items() if row["relative_error"] is not None}
-    assert with_error <= {"smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"}
-    with_share = {name for name, row in records.items() if row["kept_share"] is not None}
-    assert with_share == {"noisegrad", "fusiongrad"}
-    with Image.open(out / "photo.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 300
+def test_settings_are_those_of_the_library(bee):
+    settings = {name: record["settings"] for name, record in bee.records.items()}
+    assert settings == {
+        "smoothgrad": {"input noise": "0.15 of range", "draws": 64},
+        "noisegrad": {"weight noise": 1.0, "draws": 64},
+        "fusiongrad": {
+            "weight noise": 0.5,
+            "input noise": "0.075 of range",
+            "draws": "8 x 8",
+        },
+        "adaptgrad": {"confidence": 0.95, "draws": 64},
+    }
+
+
+def test_the_picture_shows_what_the_network_saw_and_both_classes(bee):
+    image, maps, titles, heading = bee.drawn
+    np.testing.assert_array_equal(image, bee.net.unprocess(bee.x))
+    assert titles[0] == "input"
+    assert len(maps) == len(titles) - 1 == len(bee.records)
+    chances = jax.nn.softmax(bee.net.apply(bee.net.params, bee.x[None])[0])
+    assert heading == (
+        f"predicted: {NAMES[bee.top]}, {chances[bee.top]:.0%}; explained: bee, {chances[9]:.0%}"
+    )
+
+
+def test_every_method_returns_a_map_and_only_means_have_an_error(net):
+    x, label = (
+        jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    for name, method in _gallery.METHODS.items():
+        explain = method(net, 4).explain
+        result = jax.eval_shape(explain, jax.random.key(0), net.params, x, label, label)
+        assert result.attribution.shape in [(SIZE, SIZE), (SIZE, SIZE, 1), (SIZE, SIZE, 3)]
+        is_mean = name in {"smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"}
+        assert (result.relative_error is not None) == is_mean
+        assert (result.kept_share is not None) == (name in {"noisegrad", "fusiongrad"})
+
+
+@pytest.mark.slow
+def test_every_method_runs(net, out, photo, drawn):
+    methods = ",".join(_gallery.METHODS)
+    assert run(photo, "--samples", 4, "--methods", methods, "--out", out) == 0
+    assert list(read(out / "photo.json")["methods"]) == list(_gallery.METHODS)
+    for attribution in drawn[0][1]:
+        assert np.isfinite(attribution).all()
+
+
+def test_maps_of_rise_have_no_offset(net, out, photo, drawn):
+    assert run(photo, "--samples", 2, "--methods", "rise", "--out", out) == 0
+    assert drawn[0][1][0].min() == 0
+    assert drawn[0][1][0].max() > 0
 
 
 def test_an_infinite_error_is_said_in_words_and_null_in_json(net):
-    result = command.Result(jnp.zeros((2, 2)), jnp.float32(jnp.inf), jnp.float32(0.5))
+    result = _gallery.Result(jnp.zeros((2, 2)), jnp.float32(jnp.inf), jnp.float32(0.5))
     assert (
-        command.title("m", {"draws": 2}, result)
+        _gallery.title("m", {"draws": 2}, result)
         == "m\ndraws 2\nerror > signal, prediction kept 50%"
     )
-    assert command.finite(result.relative_error) is None
+    assert _gallery.finite(result.relative_error) is None
 
 
-def test_a_map_does_not_depend_on_other_photos_and_methods(net, out, photo, tmp_path):
+def test_a_map_does_not_depend_on_other_photos_and_methods(net, out, photo, tmp_path, drawn):
     other = make_photo(tmp_path / "other.png", seed=1)
-    assert run(other, photo, "--samples", 4, "--out", out) == 0
-    assert run(photo, "--samples", 4, "--methods", "noisegrad", "--out", out / "alone") == 0
-    both, alone = read(out / "photo.json"), read(out / "alone" / "photo.json")
-    for field in ("relative_error", "kept_share"):
-        assert both["methods"]["noisegrad"][field] == alone["methods"]["noisegrad"][field]
+    args = ("--samples", 9, "--seed", 1)
+    assert run(other, photo, *args, "--methods", "saliency,smoothgrad", "--out", out) == 0
+    assert run(photo, *args, "--methods", "smoothgrad", "--out", out / "alone") == 0
+    (_, both, _, _), (_, alone, _, _) = drawn[1:]
+    np.testing.assert_array_equal(both[1], alone[0])
 
 
 def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
@@ -256,6 +324,9 @@ def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
     once = len(traced)
     run(photo, photo, photo, "--methods", "saliency", "--out", out)
     assert len(traced) == 2 * once
+    reports = [read(out / name) for name in files(out) if name.endswith("json")]
+    # The seconds of one compilation, which two would hardly share.
+    assert len({report["methods"]["saliency"]["compile_seconds"] for report in reports}) == 1
 
 
 def test_photos_of_the_same_name_do_not_overwrite_one_another(net, out, tmp_path):
@@ -334,6 +405,11 @@ def test_an_unknown_model(out, capsys):
     assert "'lenet'" in the_error_line(capsys)
 
 
+def test_the_default_methods():
+    args = command.parser().parse_args([])
+    assert args.methods == ["saliency", "smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"]
+
+
 def test_help_says_what_there_is_and_what_is_ignored(net, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stopped:
@@ -343,9 +419,9 @@ def test_help_says_what_there_is_and_what_is_ignored(net, capsys, monkeypatch):
     assert f"--model MODEL {' or '.join(_TABLE)}; default: efficientnet-lite0" in words
     assert "default: smoothjax-out" in words
     known = words.split("comma-separated, of ")[1].split(";")[0].split(", ")
-    assert known == list(command.METHODS)
+    assert known == list(_gallery.METHODS)
     ignoring = words.split("no effect on ")[1].split(";")[0].split(", ")
-    for name, method in command.METHODS.items():
+    for name, method in _gallery.METHODS.items():
         # What the settings say is tested for those that have draws.
         assert (name in ignoring) == (method(net, 4).settings == method(net, 9).settings)
 
@@ -367,6 +443,15 @@ def test_another_label_is_explained(net, out, photo, label):
 def test_a_folder_that_cannot_be_written(net, photo, capsys):
     assert run(photo, "--out", photo / "out") == 2
     assert str(photo) in the_error_line(capsys)
+
+
+def test_a_folder_without_room_is_said_before_what_takes_long(net, photo, out, monkeypatch, capsys):
+    def fail(**_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    assert run(photo, "--out", out) == 2
+    assert "--out: disk full" in the_error_line(capsys)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -398,6 +483,7 @@ def test_missing_extras_say_what_to_install(monkeypatch, out, capsys):
     assert 'pip install "smoothjax[zoo]"' in the_error_line(capsys)
 
 
+@pytest.mark.slow
 def test_the_real_network_sees_a_cat(out):
     args = ("--samples", 2, "--methods", "smoothgrad,noisegrad", "--out", out)
     assert run(*args) == 0

@@ -57,6 +57,43 @@ def test_heatmap_refuses_other_dimensions(shape):
         heatmap(np.zeros(shape))
 
 
+def pixels_of(figure, axes):
+    """The drawn pixels of one row through the middle of a panel."""
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba")
+    width, height = (int(side) for side in figure.bbox.size)
+    pixels = np.frombuffer(file.getvalue(), np.uint8).reshape(height, width, 4)
+    box = axes.get_window_extent()
+    return pixels[height - int(box.y0 + box.height / 2), int(box.x0) + 2 : int(box.x1) - 2, :3]
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 1)])
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.int32, 255), (np.float32, 1)])
+def test_a_grey_picture_is_drawn_grey(dtype, white, shape):
+    greys = np.linspace(0, white, 16).astype(dtype)
+    image = np.tile(greys, (16, 1)).reshape(shape)
+    figure = gallery(image, [np.eye(16)], ["input", "map"])
+    drawn = pixels_of(figure, figure.axes[0])
+    np.testing.assert_array_equal(drawn, np.tile(drawn[:, :1], (1, 3)))
+    expected = np.round(greys * (255 / white))
+    np.testing.assert_allclose(np.unique(drawn[:, 0]), expected, atol=1)
+    assert (np.diff(drawn[:, 0].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        Estimate(np.eye(8), np.eye(8), 9),
+        {"a": np.eye(8)},
+        [Estimate(np.eye(8), np.eye(8), 9)],
+        [{"a": np.eye(8)}],
+    ],
+)
+def test_what_is_no_map_says_what_to_type(maps):
+    with pytest.raises(TypeError, match=r"got (Estimate|dict)\. Type \[?estimate\.mean"):
+        gallery(np.zeros((8, 8)), maps, ["input", "map"])
+
+
 @pytest.mark.parametrize("num_maps", [0, 1, 5, 9])
 def test_gallery_has_one_panel_of_equal_size_for_the_image_and_each_map(num_maps):
     image = np.full((8, 8, 3), 200, np.uint8)

@@ -1,0 +1,523 @@
+"""What `python -m smoothjax` does: photos explained by several methods, as pictures and as JSON.
+
+From top to bottom: the table of methods, the prediction, one method run, one photo's picture and
+report, files, what the user asked for, and `explain_photos`, which puts them together. What the
+`zoo` extra brings is imported where it is used, so that --help works without it.
+"""
+
+import argparse
+import datetime
+import difflib
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import smoothjax as sj
+from smoothjax.reductions import Estimate, mean_and_stderr, relative_error
+
+if TYPE_CHECKING:
+    from smoothjax.zoo import Network
+
+INPUT_NOISE = 0.15  # of each photo's range
+NUM_TOP = 5
+DPI = 110
+TITLE_WIDTH = 44  # characters that fit above a panel of the gallery
+DEFAULT_PHOTO = "chelsea"
+
+
+class UserError(Exception):
+    """What the user asked for cannot be done; the message is one line that says why."""
+
+
+class Result(NamedTuple):
+    """What a method returns for one photo; None for what it does not have."""
+
+    attribution: jax.Array
+    relative_error: jax.Array | None = None
+    kept_share: jax.Array | None = None
+
+
+class Method(NamedTuple):
+    """A method with its settings filled in.
+
+    Attributes:
+      explain: `explain(key, params, x, label, predicted)` returns the `Result` for the class
+        `label`, where the network predicts the class `predicted`.
+      settings: what the gallery and the JSON file say about it.
+    """
+
+    explain: Callable[..., Result]
+    settings: dict[str, Any]
+
+
+def measured(explain: Callable[..., Any]) -> Callable[..., Result]:
+    """Returns the `Method.explain` of an explainer `explain([key,] params, x, label)`."""
+
+    def result(key, params, x, label, predicted):
+        del predicted
+        keys = (key,) if sj.is_stochastic(explain) else ()
+        answer = explain(*keys, params, x, label)
+        if isinstance(answer, Estimate):
+            return Result(answer.mean, relative_error(answer))
+        return Result(answer)
+
+    return result
+
+
+def over_weights(
+    net: "Network", explain: Callable[..., Any], sigma: float, num_samples: int
+) -> Callable[..., Result]:
+    """Returns the `Method.explain` of NoiseGrad, which counts the draws that keep the prediction.
+
+    Averaged together, map and share have the same draws of the weights, and one set of noise for
+    all weights, which is what takes longest to compile.
+    """
+
+    def pair(*args):  # [key,] params, x, label, predicted
+        *_, params, x, _, predicted = args
+        logits = net.apply(params, jnp.expand_dims(x, 0))[0]
+        kept = jax.lax.argmax(logits, 0, jnp.int32) == predicted
+        return explain(*args[:-1]), kept.astype(jnp.float32)
+
+    average = sj.noisegrad(
+        sj.stochastic(pair) if sj.is_stochastic(explain) else pair,
+        sigma,
+        num_samples=num_samples,
+        reduction=mean_and_stderr(),
+    )
+
+    def result(*args):
+        (attribution, kept_share), (stderr, _), num = average(*args)
+        error = relative_error(Estimate(attribution, stderr, num))
+        return Result(attribution, error, kept_share)
+
+    return result
+
+
+def over_inputs(transform, **options):
+    """Returns the row of the table of a transform that draws SmoothGrad's noise."""
+
+    def method(net, num_samples):
+        sigma = sj.relative(INPUT_NOISE)
+        explain = transform(sj.saliency(net.score), sigma, num_samples=num_samples, **options)
+        settings = {"input noise": f"{INPUT_NOISE} of range", "draws": num_samples}
+        return Method(measured(explain), settings)
+
+    return method
+
+
+def _noisegrad(net, num_samples):
+    explain = over_weights(net, sj.saliency(net.score), net.sigma_weights, num_samples)
+    return Method(explain, {"weight noise": net.sigma_weights, "draws": num_samples})
+
+
+def _fusiongrad(net, num_samples):
+    num = max(2, round(math.sqrt(num_samples)))
+    sigma_weights, sigma = net.sigma_weights / 2, INPUT_NOISE / 2
+    # The composition that sj.fusiongrad is, with the prediction between its two halves.
+    smoothed = sj.smoothgrad(sj.saliency(net.score), sj.relative(sigma), num_samples=num)
+    settings = {
+        "weight noise": sigma_weights,
+        "input noise": f"{sigma} of range",
+        "draws": f"{num} x {num}",
+    }
+    return Method(over_weights(net, smoothed, sigma_weights, num), settings)
+
+
+def _adaptgrad(net, num_samples):
+    explain = sj.adaptgrad(
+        sj.saliency(net.score),
+        net.bounds,
+        confidence=0.95,
+        num_samples=num_samples,
+        reduction=mean_and_stderr(),
+    )
+    return Method(measured(explain), {"confidence": 0.95, "draws": num_samples})
+
+
+def _integrated_gradients(net, num_samples):
+    explain = sj.integrated_gradients(net.score, num_steps=num_samples)
+    return Method(measured(explain), {"baseline": "mean colour", "steps": num_samples})
+
+
+def _forgrad(net, num_samples):
+    sigma = sj.relative(INPUT_NOISE)
+    smoothed = sj.smoothgrad(sj.saliency(net.score), sigma, num_samples=num_samples)
+    settings = {"input noise": f"{INPUT_NOISE} of range", "draws": num_samples, "cut-off": 15}
+    return Method(measured(sj.forgrad(smoothed, cutoff=15)), settings)
+
+
+def _rise(net, num_samples):
+    # A mask tells less than a gradient.
+    explain = sj.rise(net.probability, num_samples=20 * num_samples)
+
+    @sj.stochastic
+    def above_least(*args):
+        attribution = explain(*args)  # the mean probability is its offset
+        return attribution - jnp.min(attribution)
+
+    return Method(measured(above_least), {"masks": 20 * num_samples, "score": "probability"})
+
+
+class WithoutDraws(NamedTuple):
+    """A row of the table: a method that --samples has no effect on."""
+
+    explainer: Callable[[Any], Callable[..., Any]]
+    settings: dict[str, Any]
+
+    def __call__(self, net, num_samples):
+        return Method(measured(self.explainer(net)), self.settings)
+
+
+# Each row is a function `(net, num_samples)` that fills in the settings.
+METHODS: dict[str, Callable[[Any, int], Method]] = {
+    "saliency": WithoutDraws(lambda net: sj.saliency(net.score), {}),
+    "smoothgrad": over_inputs(sj.smoothgrad, reduction=mean_and_stderr()),
+    "noisegrad": _noisegrad,
+    "fusiongrad": _fusiongrad,
+    "adaptgrad": _adaptgrad,
+    "integrated_gradients": _integrated_gradients,
+    "input_times_gradient": WithoutDraws(lambda net: sj.input_times_gradient(net.score), {}),
+    "vargrad": over_inputs(sj.vargrad),
+    "squaregrad": over_inputs(sj.squaregrad),
+    "forgrad": _forgrad,
+    "gradcam": WithoutDraws(lambda net: sj.gradcam(net.features, net.head), {}),
+    "gradcam_plus_plus": WithoutDraws(lambda net: sj.gradcam_plus_plus(net.features, net.head), {}),
+    "occlusion": WithoutDraws(lambda net: sj.occlusion(net.score), {"patch": 32, "stride": 16}),
+    "rise": _rise,
+    "sobol": WithoutDraws(lambda net: sj.sobol(net.score), {"cells": "8 x 8", "designs": 32}),
+    "hsic": WithoutDraws(lambda net: sj.hsic(net.score), {"cells": "8 x 8", "masks": 500}),
+}
+DEFAULT_METHODS = ("saliency", "smoothgrad", "noisegrad", "fusiongrad", "adaptgrad")
+IGNORE_SAMPLES = [name for name, row in METHODS.items() if isinstance(row, WithoutDraws)]
+
+
+class Guess(NamedTuple):
+    """A class and the probability that the network gives it."""
+
+    label: int
+    name: str
+    probability: float
+
+
+def predictor(net: "Network") -> Callable[[jax.Array], list[Guess]]:
+    """Returns the function that gives all classes of an input, the likeliest first."""
+    probabilities = jax.jit(lambda params, x: jax.nn.softmax(net.apply(params, x[None])[0]))
+
+    def predict(x):
+        chances = np.asarray(probabilities(net.params, x))
+        order = np.argsort(-chances).tolist()
+        return [Guess(i, net.class_names[i], float(chances[i])) for i in order]
+
+    return predict
+
+
+def class_index(label: str, class_names: tuple[str, ...]) -> int:
+    """Returns the index of a class given by its index or its name.
+
+    Raises:
+      UserError: if there is no such class, or more than one.
+    """
+    if label.isdecimal():
+        if int(label) < len(class_names):
+            return int(label)
+        raise UserError(f"--label: classes are numbered 0 to {len(class_names) - 1}; got {label}")
+    names = [name.casefold() for name in class_names]
+    wanted = label.strip().casefold()
+    found = [index for index, name in enumerate(names) if name == wanted]
+    if len(found) > 1:
+        raise UserError(f"--label: {label!r} is the name of several classes; give one of {found}")
+    if not found:
+        close = ", ".join(close_names(wanted, names))
+        raise UserError(f"--label: no class {label!r}" + (f"; close are {close}" if close else ""))
+    return found[0]
+
+
+def close_names(wanted: str, names: list[str]) -> list[str]:
+    """Returns a few names to suggest: those with the same words, then those spelled alike."""
+    words = set(wanted.split())
+    with_words = [name for name in names if words and words.issubset(name.split())]
+    return list(dict.fromkeys([*with_words, *difflib.get_close_matches(wanted, names)]))[:5]
+
+
+class Run(NamedTuple):
+    """What a method returned for one photo, and what it took."""
+
+    settings: dict[str, Any]
+    result: Result
+    compile_seconds: float
+    seconds: float
+
+
+def compiled(method: Method) -> Callable[..., Run]:
+    """Returns a function of the arguments of `method.explain`, compiled when first called.
+
+    Its arguments have the shapes and dtypes of the first call's.
+    """
+    program, compile_seconds = None, 0.0
+
+    def run(*args):
+        nonlocal program, compile_seconds
+        if program is None:
+            program, compile_seconds = timed(jax.jit(method.explain).lower(*args).compile)
+        result, seconds = timed(program, *args)
+        return Run(method.settings, result, compile_seconds, seconds)
+
+    return run
+
+
+def timed(fun: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """Returns what a function returns and the seconds that it took."""
+    start = time.perf_counter()
+    answer = jax.block_until_ready(fun(*args))
+    return answer, time.perf_counter() - start
+
+
+class Explanation(NamedTuple):
+    """What was found about one photo."""
+
+    photo: str  # as the user named it
+    image: np.ndarray  # as the network saw it, uint8
+    prediction: list[Guess]  # the likeliest classes, in order
+    explained: Guess  # the class that the maps explain
+    runs: dict[str, Run]  # by the names of the methods
+
+
+def picture(explanation: Explanation, with_explained: bool) -> bytes:
+    """Returns the gallery of one photo as a PNG file; its heading may name the class explained."""
+    from smoothjax import plotting
+
+    runs, top, explained = explanation.runs, explanation.prediction[0], explanation.explained
+    heading = f"predicted: {top.name}, {top.probability:.0%}"
+    if with_explained:
+        heading += f"; explained: {explained.name}, {explained.probability:.0%}"
+    maps = [run.result.attribution for run in runs.values()]
+    titles = [title(name, run.settings, run.result) for name, run in runs.items()]
+    return png(plotting.gallery(explanation.image, maps, ["input", *titles], heading))
+
+
+def title(name: str, settings: dict[str, Any], result: Result) -> str:
+    """Returns the lines above a map: its method, its settings, and what was measured."""
+    # With spaces that do not break, lines end between settings.
+    facts = [f"{what} {value}".replace(" ", "\xa0") for what, value in settings.items()]
+    settings_lines = textwrap.fill(", ".join(facts), TITLE_WIDTH).replace("\xa0", " ")
+    findings = []
+    if result.relative_error is not None:
+        error = float(result.relative_error)
+        findings.append(f"relative error {error:.2f}" if error < math.inf else "error > signal")
+    if result.kept_share is not None:
+        findings.append(f"prediction kept {float(result.kept_share):.0%}")
+    return "\n".join(filter(None, [name, settings_lines, ", ".join(findings)]))
+
+
+def png(figure: Any) -> bytes:
+    """Returns a figure as a PNG file of 256 colours: noisy maps make one of all colours large."""
+    from PIL import Image
+
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    with Image.open(drawn) as image:
+        # This quantizer keeps the few pixels of the photo apart from the many of the maps.
+        palette = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
+    palette.save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def report(explanation: Explanation, args: argparse.Namespace) -> bytes:
+    """Returns what was asked and found as a JSON file."""
+    explained = explanation.explained
+    found = {
+        "smoothjax": sj.__version__,
+        "jax": jax.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "photo": explanation.photo,
+        "model": args.model,
+        "seed": args.seed,
+        "samples": args.samples,
+        "prediction": [guess._asdict() for guess in explanation.prediction],
+        "explained": {"label": explained.label, "name": explained.name},
+        "methods": {name: record(run) for name, run in explanation.runs.items()},
+    }
+    return (json.dumps(found, indent=2, allow_nan=False) + "\n").encode()
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Returns what the JSON file says about one map."""
+    return {
+        "settings": run.settings,
+        "relative_error": finite(run.result.relative_error),
+        "kept_share": finite(run.result.kept_share),
+        "compile_seconds": round(run.compile_seconds, 3),
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def finite(number: jax.Array | None) -> float | None:
+    """Returns a number that JSON can hold: None for infinity, NaN and None."""
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+def output_files(
+    photo: str, folder: pathlib.Path, suffixes: Iterable[str], taken: set[str]
+) -> list[pathlib.Path]:
+    """Returns the files to write about a photo, and adds them to `taken`."""
+
+    def files(name):
+        return [folder / f"{name}{suffix}" for suffix in suffixes]
+
+    stem = name = pathlib.Path(photo).stem
+    number = 1
+    while taken.intersection(map(identity, files(name))):
+        number += 1
+        name = f"{stem}-{number}"
+    taken.update(map(identity, files(name)))
+    return files(name)
+
+
+def identity(path: str | pathlib.Path) -> str:
+    """Returns what two paths share if they can be one file: A.png and a.png are on some systems."""
+    return os.path.realpath(path).casefold()
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".smoothjax-") as folder:
+        unfinished = pathlib.Path(folder) / path.name
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+
+
+def load(model: str) -> "Network":
+    """Loads a network, and sees that nothing is missing that is needed later.
+
+    Raises:
+      UserError: if there is no such network, or something is not installed.
+    """
+    try:
+        import skimage.data  # noqa: F401
+        import tqdm  # noqa: F401
+
+        from smoothjax import plotting, zoo  # noqa: F401
+
+        return zoo.load(model)
+    except ImportError as error:
+        hint = "" if "pip install" in str(error) else '; pip install "smoothjax[zoo]"'
+        raise UserError(f"{error}{hint}") from error
+    except ValueError as error:
+        raise UserError(f"--model: {error}") from error
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes the folder of the output, and sees that files can be written there.
+
+    Raises:
+      UserError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out: {error}") from error
+
+
+def open_photos(photos: list[str], net: "Network") -> list[tuple[str, jax.Array]]:
+    """Returns the photos that can be opened, the cat if none is named, as inputs of the network."""
+    import skimage.data
+
+    from smoothjax import zoo
+
+    if not photos:
+        return [(DEFAULT_PHOTO, net.preprocess(skimage.data.chelsea()))]
+    inputs = []
+    for photo in photos:
+        try:
+            inputs.append((photo, net.preprocess(zoo.open_photo(photo))))
+        except zoo.PhotoError as error:
+            print(f"smoothjax: error: {error}", file=sys.stderr)
+    return inputs
+
+
+def explain_photos(args: argparse.Namespace) -> bool:
+    """Explains each photo, and returns whether all of them could be.
+
+    Raises:
+      UserError: if none of it can be done.
+    """
+    # What cannot be done is said before what takes long.
+    unknown = [name for name in args.methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"--methods: unknown {unknown[0]!r}; known are {', '.join(METHODS)}")
+    net = load(args.model)
+    label = None if args.label is None else class_index(args.label, net.class_names)
+    make_folder(args.out)
+    inputs = open_photos(args.photos, net)
+    methods = {name: METHODS[name](net, args.samples) for name in args.methods}
+    explain = photo_explainer(net, methods, label, jax.random.key(args.seed))
+
+    all_done = len(inputs) >= len(args.photos)
+    taken = set(map(identity, args.photos))  # no photo is ever overwritten
+    with progress_bar(len(inputs) * len(methods)) as bar:
+        for photo, x in inputs:
+            explanation = explain(photo, x, bar)
+            contents = {
+                ".png": picture(explanation, with_explained=label is not None),
+                ".json": report(explanation, args),
+            }
+            files = output_files(photo, args.out, contents, taken)
+            try:
+                for file, content in zip(files, contents.values(), strict=True):
+                    write(file, content)
+            except OSError as error:
+                bar.write(f"smoothjax: error: {error}", file=sys.stderr)
+                all_done = False
+                continue
+            bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+    return all_done
+
+
+def progress_bar(num_maps: int) -> Any:
+    """Returns a progress bar, which does not show where there is nothing to do."""
+    from tqdm import tqdm
+
+    return tqdm(total=num_maps, unit="map", disable=num_maps == 0)
+
+
+def photo_explainer(
+    net: "Network", methods: dict[str, Method], label: int | None, key: jax.Array
+) -> Callable[[str, jax.Array, Any], Explanation]:
+    """Returns the function that explains one photo, given its name, its input and a progress bar.
+
+    The label is that of the class to explain; None stands for each photo's likeliest.
+    """
+    predict = predictor(net)
+    programs = {name: compiled(method) for name, method in methods.items()}
+
+    def explain(photo, x, bar):
+        guesses = predict(x)
+        top, prediction = guesses[0], guesses[:NUM_TOP]
+        explained = top if label is None else next(g for g in guesses if g.label == label)
+        bar.write(repr(photo))
+        for guess in prediction:
+            bar.write(f"  {guess.probability:6.1%}  {guess.name} ({guess.label})")
+        runs = {}
+        for name, run in programs.items():
+            bar.set_description(name)
+            # The same key for all, so that a map does not depend on what else is asked for.
+            labels = jnp.int32(explained.label), jnp.int32(top.label)
+            runs[name] = run(key, net.params, x, *labels)
+            bar.update()
+        return Explanation(photo, net.unprocess(x), prediction, explained, runs)
+
+    return explain
