@@ -17,7 +17,9 @@ import numpy as np
 
 from smoothjax.evaluation.record import Record, fingerprint, header_of, is_key
 from smoothjax.evaluation.result import Evaluation
-from smoothjax.transform import Explainer, check_at_least, keyed
+from smoothjax._checks import check_integer
+from smoothjax._transform import keyed
+from smoothjax._typing import Explainer
 
 PyTree = Any
 Metric = Callable[..., Any]
@@ -110,7 +112,7 @@ def evaluate(
         raise ValueError(f"evaluate: {both} name both metrics and explainer_metrics; rename one.")
     if not is_key(key) or key.shape:
         raise TypeError(f"evaluate: key must be one like jax.random.key(0); got {key!r:.80}.")
-    check_at_least(batch_size, 1, "evaluate: batch_size")
+    check_integer(batch_size, "evaluate: batch_size", least=1)
 
     arrays, programs = _split(params)
     batches = _batches(examples, batch_size)
