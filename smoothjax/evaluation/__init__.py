@@ -1,6 +1,6 @@
 """Judging explainers: all metrics of all explainers on all examples, ranked."""
 
-from smoothjax.evaluation.result import Comparison, Evaluation, Ranking
-from smoothjax.evaluation.run import evaluate
-
-__all__ = ["Comparison", "Evaluation", "Ranking", "evaluate"]
+from smoothjax.evaluation.result import Comparison as Comparison
+from smoothjax.evaluation.result import Evaluation as Evaluation
+from smoothjax.evaluation.result import Ranking as Ranking
+from smoothjax.evaluation.run import evaluate as evaluate

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from smoothjax.evaluation.result import to_array, to_list
 
-_FORMAT = "smoothjax.evaluate, version 1"
+_FORMAT = "smoothjax.evaluate, version 2"
 
 
 class Record:
@@ -35,7 +35,7 @@ class Record:
         if kept:
             self._read(kept.splitlines(), header)
         elif not _to_line(header).startswith(data):
-            raise ValueError(f"evaluate: {path} is no file of scores; name another.")
+            raise ValueError(f"{path} is no file of scores; name another.")
         self.file = path.open("ab")
         self.file.truncate(len(kept))
         if not kept:
@@ -50,7 +50,7 @@ class Record:
             entries = [_parse(entry, found["metrics"]) for entry in entries]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
-                f"evaluate: {self.path} is no file of scores, or a damaged one; name another."
+                f"{self.path} is no file of scores, or a damaged one; name another."
             ) from None
         for field, value in header.items():
             if found[field] != value:
@@ -65,20 +65,20 @@ class Record:
             if name in self.scores:
                 self._take(name, start, scores)
 
-    def check_examples(self, start, size, batch):
-        """Raises unless these are the examples that the file has scores of."""
-        self.num_examples = start + size
+    def check_examples(self, batch):
+        """Raises unless these are the examples and annotations that the file has scores of."""
+        self.num_examples = batch.start + batch.size
         if self.file is None:
             return
-        leaves = [_to_numpy(leaf) for leaf in jax.tree.leaves(batch)]
-        for row in range(size):
+        leaves = list(map(_to_numpy, jax.tree.leaves((batch.example, batch.annotations))))
+        for row in range(batch.size):
             digest = _digest([leaf[row] for leaf in leaves])
-            if self.digests.setdefault(start + row, digest) != digest:
-                raise self._mismatch(f"another example {start + row}")
+            if self.digests.setdefault(batch.start + row, digest) != digest:
+                raise self._mismatch(f"another example {batch.start + row}, or its annotations")
 
     def _mismatch(self, what):
         return ValueError(
-            f"evaluate: {self.path} holds scores of {what}. Name another file, or delete this one."
+            f"{self.path} holds scores of {what}. Name another file, or delete this one."
         )
 
     def holds(self, name, start, size):

@@ -5,34 +5,39 @@ what it is given with `jax.jit`, and may write a file.
 """
 
 import contextlib
+import inspect
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoothjax._checks import check_integer, require
+from smoothjax._transform import keyed, noted
+from smoothjax._trees import combine, is_array, partition
+from smoothjax._typing import Explainer, Metric, PyTree
+from smoothjax.evaluation._batches import batches, num_examples
 from smoothjax.evaluation.record import Record, fingerprint, header_of, is_key
 from smoothjax.evaluation.result import Evaluation
-from smoothjax._checks import check_integer
-from smoothjax._transform import keyed
-from smoothjax._typing import Explainer
 
-PyTree = Any
-Metric = Callable[..., Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
+@noted
 def evaluate(
     explainers: Mapping[str, Explainer],
-    metrics: Mapping[str, Metric],
-    explainer_metrics: Mapping[str, Callable[[Explainer], Metric]],
+    *,
     params: PyTree,
     examples: tuple | Iterable[tuple],
     key: jax.Array,
-    *,
+    metrics: Mapping[str, Metric] = NONE,
+    explainer_metrics: Mapping[str, Callable[[Explainer], Metric]] = NONE,
+    annotations: Mapping[str, Any] = NONE,
     batch_size: int = 8,
     progress: bool = True,
     path: str | os.PathLike | None = None,
@@ -56,18 +61,21 @@ def evaluate(
 
     Args:
       explainers: functions `explain(params, x, *rest)`, or stochastic ones, by name.
-      metrics: functions `metric(params, x, attribution, *rest)` of one example that return a real
-        scalar, or stochastic ones, by name. To adapt a function of less, leave out what it does not
-        take: `lambda params, x, attribution, *rest: gini(attribution)`. May be empty.
-      explainer_metrics: functions that take an explainer and return a function `(params, x, *rest)`
-        of one example to a real scalar, or a stochastic one, by name, such as
-        `lambda explain: max_sensitivity(explain, radius=0.1)`. May be empty.
       params: the weights, a pytree. Leaves that are no arrays are left as they are.
       examples: a tuple `(xs, *rest)` of arrays with a leading axis of examples, such as
         `(xs, labels)`; or an iterable but a tuple, of any length, of one tuple `(x, *rest)` for
-        each example.
-        All of `rest` goes to every explainer and metric.
+        each example. All of `rest` goes to every explainer and metric.
       key: a typed PRNG key; unused if nothing is stochastic.
+      metrics: functions `metric(params, x, attribution, *rest)` of one example that return a real
+        scalar, or stochastic ones, by name. To adapt a function of less, leave out what it does not
+        take: `lambda params, x, attribution, *rest: gini(attribution)`.
+      explainer_metrics: functions that take an explainer and return a function `(params, x, *rest)`
+        of one example to a real scalar, or a stochastic one, by name, such as
+        `lambda explain: max_sensitivity(explain, radius=0.1)`.
+      annotations: what metrics judge against and explainers must not see, such as masks, by name:
+        arrays with a leading axis of examples, or iterables if the examples are one. A metric of
+        either kind gets those that it has a parameter for, by keyword:
+        `lambda params, x, attribution, *rest, mask: relevance_mass_accuracy(attribution, mask)`.
       batch_size: how many examples are judged at once; memory and speed only. The memory is that of
         `batch_size` times the metric's `chunk_size` times the explainer's `chunk_size` at once.
       progress: whether to show a bar with the time left (for an iterable without a length: the time
@@ -75,8 +83,9 @@ def evaluate(
       path: if given, a file that gets each batch of scores as soon as it is known, as lines of
         JSON. If it exists, what it holds is not computed again; explainers and examples may be
         added. It must have been written with the same key, jax_threefry_partitionable, params,
-        metric names and examples, and by the same traced programs: a changed setting does not go
-        unnoticed (what a callback does is not seen), nor a version of JAX that traces otherwise.
+        metric names, examples and annotations, and by the same traced programs: a changed setting
+        does not go unnoticed (what a callback does is not seen), nor a version of JAX that traces
+        otherwise.
 
     Returns:
       An `Evaluation`: scores, table, rankings, JSON, pandas frame, and plot.
@@ -89,97 +98,150 @@ def evaluate(
     Cost: that of all explainers and metrics, in the memory of a batch. With `path`, hashing the
     params and the examples.
 
-    >>> import jax, jax.numpy as jnp, smoothjax as sj
-    >>> from smoothjax.evaluation import evaluate
     >>> score = lambda params, x: jnp.sum(params * jnp.sin(x))
     >>> explainers = {"saliency": sj.saliency(score), "smooth": sj.smoothgrad(sj.saliency(score))}
     >>> error = sj.metrics.completeness_error(score)
     >>> metrics = {"completeness": lambda *args: abs(error(*args))}
     >>> xs = jax.random.normal(jax.random.key(1), (20, 3))
-    >>> result = evaluate(explainers, metrics, {}, jnp.ones(3), (xs,), jax.random.key(0))
+    >>> result = sj.evaluate(
+    ...     explainers, params=jnp.ones(3), examples=(xs,), key=jax.random.key(0), metrics=metrics
+    ... )
     >>> print(result.scores["smooth"]["completeness"].shape)
     (20,)
     >>> best, *_ = result.ranking("completeness", lower_is_better=True).estimates
     """
-    _check_functions("explainers", explainers)
-    _check_functions("metrics", metrics)
-    _check_functions("explainer_metrics", explainer_metrics)
-    columns = [*metrics, *explainer_metrics]
-    if not explainers or not columns:
-        raise ValueError("evaluate needs at least one explainer, and one metric of either kind.")
-    if len(set(columns)) < len(columns):
-        both = sorted(set(metrics) & set(explainer_metrics))
-        raise ValueError(f"evaluate: {both} name both metrics and explainer_metrics; rename one.")
+    _check_settings(explainers, metrics, explainer_metrics)
     if not is_key(key) or key.shape:
-        raise TypeError(f"evaluate: key must be one like jax.random.key(0); got {key!r:.80}.")
-    check_integer(batch_size, "evaluate: batch_size", least=1)
+        raise TypeError(f"key must be one like jax.random.key(0); got {key!r:.80}.")
+    batch_size = check_integer(batch_size, "batch_size", least=1)
+    arrays, program = _programs(params)
+    made = {name: _made(name, explain, explainer_metrics) for name, explain in explainers.items()}
+    _check_annotations(annotations, [metrics, *made.values()])
+    judge = program(_judge(metrics)) if metrics else None
+    judged = {
+        name: _Judged(
+            program(_attribute(explain)),
+            judge,
+            program(_judge(made[name])) if explainer_metrics else None,
+        )
+        for name, explain in explainers.items()
+    }
 
-    arrays, programs = _split(params)
-    batches = _batches(examples, batch_size)
-    first = next(batches)
-    sample = (arrays, key, np.int32(0), jax.tree.map(lambda leaf: leaf[0], first[2]))
-    # The batch of one that a file knows programs by: what runs, but whatever the batch size is.
-    sample_batch = (
-        arrays,
-        key,
-        np.zeros(1, np.int32),
-        jax.tree.map(lambda leaf: leaf[:1], first[2]),
-    )
-    judge, judge_batch = programs(_judge(metrics))
-    batch_programs, fingerprints = {}, {}
-    for name, explain in explainers.items():
-        made = {metric: make(explain) for metric, make in explainer_metrics.items()}
-        _check_functions(f"what explainer_metrics make of {name!r}", made)
-        attribute, attribute_batch = programs(_attribute(explain))
-        judge_explainer, judge_explainer_batch = programs(_judge(made))
-        batch_programs[name] = attribute_batch, judge_explainer_batch
-        try:
-            attributed = attribute.trace(*sample).out_info
-            judged = judge.trace(*sample, attributed), judge_explainer.trace(*sample)
-        except Exception as error:
-            error.add_note(f"evaluate was tracing the explainer {name!r} and its metrics.")
-            raise
-        for traced in judged:
-            _check_scores(traced.out_info, name)
-        if path is not None:
-            traced = attribute_batch.trace(*sample_batch)
-            traced = (
-                traced,
-                judge_batch.trace(*sample_batch, traced.out_info),
-                judge_explainer_batch.trace(*sample_batch),
-            )
-            fingerprints[name] = " ".join(fingerprint(t.jaxpr) for t in traced)
-
-    record = Record(explainers, columns)
+    all_batches = batches(examples, annotations, batch_size)
+    first = next(all_batches)
+    sample = jax.tree.map(lambda leaf: leaf[0], (first.example, first.annotations))
+    for name, programs in judged.items():
+        programs.check(name, arrays, key, np.int32(0), *sample)
+    record = Record(explainers, [*metrics, *explainer_metrics])
     if path is not None:
-        record.open(pathlib.Path(path), header_of(key, arrays, columns), fingerprints)
+        # Of a batch of one, the program that runs does not depend on the batch size.
+        one = jax.tree.map(lambda leaf: leaf[:1], (first.example, first.annotations))
+        fingerprints = {
+            name: programs.fingerprint(arrays, key, np.zeros(1, np.int32), *one)
+            for name, programs in judged.items()
+        }
+        record.open(pathlib.Path(path), header_of(key, arrays, record.columns), fingerprints)
 
     def work():
-        for start, size, batch in itertools.chain([first], batches):
-            record.check_examples(start, size, batch)
+        for batch in itertools.chain([first], all_batches):
+            record.check_examples(batch)
             for name in explainers:
-                if not record.holds(name, start, size):
-                    yield name, start, size, batch
+                if not record.holds(name, batch.start, batch.size):
+                    yield name, batch
 
     items = work()
     if progress:
-        items = _with_bar(items, _num_items(examples, batch_size, record))
+        items = _with_bar(items, _num_items(num_examples(examples), batch_size, record))
     with contextlib.closing(record):
-        for name, start, size, batch in items:
-            indices = start + np.arange(len(jax.tree.leaves(batch)[0]), dtype=np.int32)
-            arguments = arrays, key, indices, batch
-            attribute_batch, judge_explainer_batch = batch_programs[name]
-            scores = judge_batch(*arguments, attribute_batch(*arguments)) if metrics else {}
-            scores |= judge_explainer_batch(*arguments) if explainer_metrics else {}
-            record.add(name, start, {m: np.asarray(s, float)[:size] for m, s in scores.items()})
+        for name, batch in items:
+            length = len(jax.tree.leaves(batch.example)[0])
+            indices = batch.start + np.arange(length, dtype=np.int32)
+            arguments = arrays, key, indices, batch.example, batch.annotations
+            scores = judged[name].scores(*arguments)
+            found = {m: np.asarray(s, float)[: batch.size] for m, s in scores.items()}
+            record.add(name, batch.start, found)
     return Evaluation(record.arrays())
+
+
+class _Program(NamedTuple):
+    """A function `(arrays, key, index, example, annotations, ...)`, jitted, and of a batch.
+
+    The first is traced to check it, the second run; it finds the trace of the first again, for a
+    network takes seconds to trace.
+    """
+
+    of_example: Any
+    of_batch: Any
+
+
+class _Judged(NamedTuple):
+    """The programs of one explainer: its attribution, the metrics of that, and those of itself.
+
+    Where there are no metrics of a kind there is no program for them.
+    """
+
+    attribute: _Program
+    judge: _Program | None
+    judge_explainer: _Program | None
+
+    def traced(self, form, *args):
+        """The programs, traced: `form` is the name of one of the fields of `_Program`."""
+        attribution = getattr(self.attribute, form).trace(*args)
+        found = [attribution]
+        if self.judge:
+            found.append(getattr(self.judge, form).trace(*args, attribution.out_info))
+        if self.judge_explainer:
+            found.append(getattr(self.judge_explainer, form).trace(*args))
+        return found
+
+    def check(self, name, *sample):
+        """Raises unless all metrics return one number for an example."""
+        try:
+            _, *judges = self.traced("of_example", *sample)
+        except Exception as error:
+            error.add_note(f"evaluate was tracing the explainer {name!r} and its metrics.")
+            raise
+        for judge in judges:
+            _check_scores(judge.out_info, name)
+
+    def fingerprint(self, *batch):
+        """What tells these programs, and their constants, from others."""
+        return " ".join(fingerprint(one.jaxpr) for one in self.traced("of_batch", *batch))
+
+    def scores(self, *batch):
+        """The scores of a batch; its attributions are not computed if nothing judges them."""
+        found = {}
+        if self.judge:
+            found |= self.judge.of_batch(*batch, self.attribute.of_batch(*batch))
+        if self.judge_explainer:
+            found |= self.judge_explainer.of_batch(*batch)
+        return found
+
+
+def _programs(params):
+    """The arrays of params, and what makes a `_Program` of a function of params."""
+    arrays, others = partition(params, is_array)
+
+    def program(body):
+        @jax.jit
+        def of_example(arrays, *args):
+            return body(combine(arrays, others), *args)
+
+        @jax.jit
+        def of_batch(arrays, key, *args):
+            return jax.vmap(of_example, (None, None, *[0] * len(args)))(arrays, key, *args)
+
+        return _Program(of_example, of_batch)
+
+    return arrays, program
 
 
 def _attribute(explain):
     """The function of one example to its attribution."""
     explain = keyed(explain)
 
-    def attribute(params, key, index, example):
+    def attribute(params, key, index, example, annotations):
+        del annotations
         return explain(_keys(key, index)[0], params, *example)
 
     return attribute
@@ -188,12 +250,17 @@ def _attribute(explain):
 def _judge(metrics):
     """The function of one example, and its attribution if that is judged, to its scores."""
     # Sorted, for the program not to depend on their order.
-    metrics = {metric: keyed(fun) for metric, fun in sorted(metrics.items())}
+    metrics = {name: (keyed(fun), _keywords(fun)) for name, fun in sorted(metrics.items())}
 
-    def judge(params, key, index, example, *attribution):
+    def judge(params, key, index, example, annotations, *attribution):
         metric_key = _keys(key, index)[1]
         x, *rest = example
-        return {m: fun(metric_key, params, x, *attribution, *rest) for m, fun in metrics.items()}
+        return {
+            name: metric(
+                metric_key, params, x, *attribution, *rest, **_chosen(annotations, keywords)
+            )
+            for name, (metric, keywords) in metrics.items()
+        }
 
     return judge
 
@@ -202,121 +269,31 @@ def _keys(key, index):
     return jax.random.split(jax.random.fold_in(key, index))
 
 
-def _split(params):
-    """The arrays of params, and what makes of a function of params two programs of the arrays.
-
-    The first is of one example, to be traced; the second of a batch, to be run.
-    """
-
-    def restore(arrays):
-        def choose(array, leaf):
-            return leaf if array is None else array
-
-        return jax.tree.map(choose, arrays, params, is_leaf=lambda leaf: leaf is None)
-
-    def programs(body):
-        # The second finds the trace of the first again: a network takes seconds to trace.
-        @jax.jit
-        def of_example(arrays, *args):
-            return body(restore(arrays), *args)
-
-        @jax.jit
-        def of_batch(arrays, key, *args):
-            return jax.vmap(of_example, (None, None, *[0] * len(args)))(arrays, key, *args)
-
-        return of_example, of_batch
-
-    is_array = (jax.Array, np.ndarray, np.generic)
-    arrays = jax.tree.map(lambda leaf: leaf if isinstance(leaf, is_array) else None, params)
-    return arrays, programs
+def _keywords(metric):
+    """The parameters of a metric that can be given by keyword, each with whether it must be."""
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return {}
+    return {
+        p.name: p.kind is p.KEYWORD_ONLY and p.default is p.empty
+        for p in parameters
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
 
 
-def _check_scores(returned, name):
-    for metric, got in returned.items():
-        dtype: Any = getattr(got, "dtype", None)
-        shape = getattr(got, "shape", None)
-        if shape != () or not jnp.isdtype(dtype, ("bool", "integral", "real floating")):
-            got = f"an array of shape {shape} and dtype {dtype}" if dtype else f"{got!r:.200}"
-            raise TypeError(
-                f"evaluate: metric {metric!r} must return one real number for each example; for "
-                f"explainer {name!r} it returned {got}."
-            )
+def _made(name, explain, explainer_metrics):
+    made = {metric: make(explain) for metric, make in explainer_metrics.items()}
+    _check_functions(f"what explainer_metrics make of {name!r}", made)
+    return made
 
 
-def _batches(examples, batch_size) -> Iterator[tuple[int, int, PyTree]]:
-    """Yields the first example's number, how many there are, and a batch of them, padded."""
-    if isinstance(examples, tuple):
-        if examples and type(examples[0]) is tuple:
-            raise TypeError(
-                "evaluate: a tuple of examples is read as (xs, *rest), arrays with a leading axis "
-                "of examples, and its first element is a tuple. For one tuple (x, *rest) for each "
-                "example type list(examples)."
-            )
-        num = _num_stacked(examples)
-        batch_size = min(batch_size, num)
-        for start in range(0, num, batch_size):
-            rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-            batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], examples)
-            yield start, min(batch_size, num - start), batch
-        return
-    if hasattr(examples, "shape") or not isinstance(examples, Iterable):
-        raise TypeError(
-            "evaluate: examples must be a tuple (xs, *rest) of arrays, or an iterable of one tuple "
-            f"(x, *rest) for each example; got {type(examples).__name__}. For xs alone type (xs,)."
-        )
-    iterator, start, expected = iter(examples), 0, None
-    while chunk := list(itertools.islice(iterator, batch_size)):
-        for i, example in enumerate(chunk, start):
-            if not isinstance(example, tuple) or not example:
-                raise TypeError(
-                    "evaluate: each of examples must be a tuple (x, *rest), for x alone (x,); "
-                    f"example {i} is {example!r:.80}."
-                )
-            shapes = _shapes(example)
-            expected = expected or shapes
-            if shapes != expected:
-                raise ValueError(
-                    "evaluate: examples must be alike, to be judged by one program; the first has "
-                    f"{expected[1]}, example {i} has {shapes[1]}."
-                )
-        if start == 0:
-            batch_size = len(chunk)
-        padded = chunk + chunk[-1:] * (batch_size - len(chunk))
-        yield start, len(chunk), jax.tree.map(_stack, *padded)
-        start += len(chunk)
-    if start == 0:
-        raise ValueError("evaluate: there are no examples.")
-
-
-def _num_stacked(examples):
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(examples)]
-    sizes = {shape[0] if shape else 0 for shape in shapes}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            "evaluate: examples = (xs, *rest) must be arrays that share a leading axis of one or "
-            f"more examples; got shapes {shapes!s:.200}."
-        )
-    return sizes.pop()
-
-
-def _num_items(examples, batch_size, record):
+def _num_items(num, batch_size, record):
     """How many batches are to be judged, counted for each explainer; None if not known."""
-    if isinstance(examples, tuple):
-        examples = jax.tree.leaves(examples)[0]
-    if not hasattr(examples, "__len__"):
+    if num is None:
         return None
-    num = len(examples)
-    batches = [(start, min(batch_size, num - start)) for start in range(0, num, batch_size)]
-    return sum(not record.holds(name, *batch) for name in record.scores for batch in batches)
-
-
-def _shapes(example):
-    leaves, structure = jax.tree.flatten(example)
-    return structure, [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
-
-
-def _stack(*leaves):
-    return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
+    all_batches = [(start, min(batch_size, num - start)) for start in range(0, num, batch_size)]
+    return sum(not record.holds(name, *batch) for name in record.scores for batch in all_batches)
 
 
 def _with_bar(items, total):
@@ -327,9 +304,54 @@ def _with_bar(items, total):
     return tqdm(items, desc="evaluate", total=total, unit="batch")
 
 
+def _check_settings(explainers, metrics, explainer_metrics):
+    _check_functions("explainers", explainers)
+    _check_functions("metrics", metrics)
+    _check_functions("explainer_metrics", explainer_metrics)
+    require(
+        explainers and (metrics or explainer_metrics),
+        "at least one explainer is needed, and one metric of either kind.",
+    )
+    both = sorted(set(metrics) & set(explainer_metrics))
+    require(not both, f"{both} name both metrics and explainer_metrics; rename one.")
+
+
 def _check_functions(what, functions):
     is_dict = isinstance(functions, Mapping)
-    if not is_dict or not all(isinstance(n, str) and callable(f) for n, f in functions.items()):
-        raise TypeError(
-            f"evaluate: {what} must be a dict of functions by name; got {functions!r:.200}."
+    require(
+        is_dict and all(isinstance(n, str) and callable(f) for n, f in functions.items()),
+        f"{what} must be a dict of functions by name; got {functions!r:.200}.",
+        TypeError,
+    )
+
+
+def _check_annotations(annotations, rows):
+    """Raises unless each annotation is wanted, and each that must be there is."""
+    require(
+        isinstance(annotations, Mapping) and all(isinstance(name, str) for name in annotations),
+        "annotations must be a dict of arrays, or of iterables, by name; got "
+        f"{annotations!r:.200}.",
+        TypeError,
+    )
+    keywords = {name: _keywords(metric) for row in rows for name, metric in row.items()}
+    unused = [name for name in annotations if not any(name in known for known in keywords.values())]
+    require(not unused, f"no metric has a parameter for the annotations {unused}.")
+    for metric, known in keywords.items():
+        missing = [name for name, needed in known.items() if needed and name not in annotations]
+        require(
+            not missing,
+            f"metric {metric!r} needs {missing} by keyword: give them as annotations={{name: "
+            "arrays with a leading axis of examples}.",
         )
+
+
+def _check_scores(returned, name):
+    for metric, got in returned.items():
+        dtype: Any = getattr(got, "dtype", None)
+        shape = getattr(got, "shape", None)
+        if shape != () or not jnp.isdtype(dtype, ("bool", "integral", "real floating")):
+            got = f"an array of shape {shape} and dtype {dtype}" if dtype else f"{got!r:.200}"
+            raise TypeError(
+                f"metric {metric!r} must return one real number for each example; for explainer "
+                f"{name!r} it returned {got}."
+            )
