@@ -16,8 +16,9 @@ import pytest
 from scipy import stats
 
 import smoothjax as sj
-from smoothjax.evaluation import Evaluation, evaluate
-from smoothjax.evaluation.record import Record
+from smoothjax.evaluation import Evaluation
+from smoothjax.evaluation._batches import Batch
+from smoothjax.evaluation.record import Record, header_of
 from smoothjax.evaluation.result import _plus_minus
 from smoothjax.reductions import Estimate
 
@@ -32,6 +33,18 @@ def score(params, x, label):
 
 
 gradient = sj.saliency(score)
+
+
+def judged(explainers, metrics, explainer_metrics, params, examples, key, **settings):
+    return sj.evaluate(
+        explainers,
+        params=params,
+        examples=examples,
+        key=key,
+        metrics=metrics,
+        explainer_metrics=explainer_metrics,
+        **settings,
+    )
 
 
 @sj.stochastic
@@ -101,7 +114,7 @@ def run(explainers=EXPLAINERS, metrics=METRICS, examples=(XS, LABELS), key=KEY, 
     wholes = settings.pop("explainer_metrics", {"gap": gap})
     params = settings.pop("params", PARAMS)
     settings = {"batch_size": 3, "progress": False, **settings}
-    return evaluate(explainers, metrics, wholes, params, examples, key, **settings)
+    return judged(explainers, metrics, wholes, params, examples, key, **settings)
 
 
 def one_by_one(num=7):
@@ -140,7 +153,7 @@ def test_explainers_are_given_the_same_draws_and_metrics_others():
         return jax.random.uniform(key)
 
     metrics = {"draw": lambda params, x, attribution: attribution, "another": another}
-    scores = evaluate({"a": draw, "b": draw}, metrics, {}, None, (XS,), KEY, progress=False).scores
+    scores = judged({"a": draw, "b": draw}, metrics, {}, None, (XS,), KEY, progress=False).scores
     np.testing.assert_array_equal(scores["a"]["draw"], scores["b"]["draw"])
     np.testing.assert_array_equal(scores["a"]["another"], scores["b"]["another"])
     draws = np.concatenate([scores["a"]["draw"], scores["a"]["another"]])
@@ -170,7 +183,7 @@ def counted_run(explain, num, make=lambda num: (jnp.arange(float(num)),), **sett
     metrics = {name: lambda params, x, a: a + 1 for name in ("one", "two", "three")}
     settings = {"batch_size": 3, "progress": False, **settings}
     explainers = explain if isinstance(explain, dict) else {"counted": explain}
-    result = evaluate(explainers, metrics, {}, None, make(num), KEY, **settings)
+    result = judged(explainers, metrics, {}, None, make(num), KEY, **settings)
     jax.effects_barrier()
     return result
 
@@ -196,7 +209,7 @@ def test_a_program_for_each_explainer_and_one_for_the_metrics(num, caplog):
     traced = []
     metrics = {m: lambda params, x, a: (traced.append(1), jnp.sin(a))[1] for m in "mn"}
     with jax.log_compiles():
-        evaluate(explainers, metrics, {}, None, examples, KEY, batch_size=3, progress=False)
+        judged(explainers, metrics, {}, None, examples, KEY, batch_size=3, progress=False)
     assert len(traced) == 2  # each of the two metrics once
     compiled = [m for m in caplog.messages if m.startswith("Finished XLA compilation")]
     assert len(compiled) == 3
@@ -205,9 +218,55 @@ def test_a_program_for_each_explainer_and_one_for_the_metrics(num, caplog):
 def test_attributions_may_have_several_shapes():
     explainers = {"full": lambda params, x: x, "sum": lambda params, x: x.sum(keepdims=True)}
     metrics = {"size": lambda params, x, a: a.size * a[0]}
-    scores = evaluate(explainers, metrics, {}, None, (XS,), KEY, progress=False).scores
+    scores = judged(explainers, metrics, {}, None, (XS,), KEY, progress=False).scores
     np.testing.assert_allclose(scores["full"]["size"], 3 * np.asarray(XS)[:, 0], rtol=1e-6)
     np.testing.assert_allclose(scores["sum"]["size"], np.asarray(XS).sum(1), rtol=1e-5, atol=1e-6)
+
+
+# Annotations
+
+
+def masked(params, x, attribution, label, *, mask):
+    return jnp.sum(jnp.where(mask, attribution, 0))
+
+
+def masked_gap(explain):
+    @sj.stochastic
+    def metric(key, params, x, label, *, mask):
+        args = (key, params, x, label) if sj.is_stochastic(explain) else (params, x, label)
+        return jnp.sum(jnp.where(mask, explain(*args), 0))
+
+    return metric
+
+
+MASKS = jnp.asarray(np.random.default_rng(2).uniform(size=(7, 3)) < 0.5)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_annotations_reach_the_metrics_that_name_them_and_no_explainer(single):
+    examples = list(zip(XS, LABELS, strict=True)) if single else (XS, LABELS)
+    masks = iter(MASKS) if single else MASKS
+    settings = {"explainer_metrics": {"masked gap": masked_gap}, "annotations": {"mask": masks}}
+    scores = run({"gradient": gradient}, {"masked": masked, "total": total}, examples, **settings)
+    row = scores.scores["gradient"]
+    maps = np.stack([gradient(PARAMS, x, y) for x, y in zip(XS, LABELS, strict=True)])
+    want = (maps * np.asarray(MASKS)).sum(1)
+    np.testing.assert_allclose(row["masked"], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(row["masked gap"], want, rtol=1e-5, atol=1e-6)
+    check_scores(run({"gradient": gradient}, {"total": total}, explainer_metrics={}),
+                 ["gradient"], ["total"])  # fmt: skip
+    np.testing.assert_allclose(row["total"], [s["total"] for s in expected()["gradient"]], 2e-5)
+
+
+def test_a_file_knows_its_annotations(tmp_path):
+    def with_masks(masks):
+        settings = {"explainer_metrics": {}, "annotations": {"mask": masks}}
+        return run({"gradient": gradient}, {"masked": masked}, path=tmp_path / "f", **settings)
+
+    first = with_masks(MASKS).scores["gradient"]["masked"]
+    np.testing.assert_array_equal(with_masks(MASKS).scores["gradient"]["masked"], first)
+    with pytest.raises(ValueError, match="another example 5, or its annotations"):
+        with_masks(MASKS.at[5, 0].set(~MASKS[5, 0]))
 
 
 # What a file is for
@@ -272,19 +331,46 @@ def table(result):
     return np.array([list(row.values()) for row in result.scores.values()])
 
 
-def test_a_file_cut_at_any_byte_of_its_last_line_is_completed(tmp_path):
+def test_a_file_cut_at_any_byte_is_gone_on_with(tmp_path):
+    """By the record alone: what is left of the cut line goes, and the batch is written again."""
+    path = tmp_path / "scores.jsonl"
+    rows = [(0, np.array([0.1, 1 / 3])), (2, np.array([np.nan]))]
+    header = header_of(KEY, {"w": PARAMS}, ["m"])
+
+    def write():
+        record = Record({"e": None}, ["m"])
+        record.open(path, header, {"e": "print"})
+        taken = [record.holds("e", start, len(scores)) for start, scores in rows]
+        for held, (start, scores) in zip(taken, rows, strict=True):
+            xs = np.arange(start, start + len(scores), dtype=np.float32) / 7
+            record.check_examples(Batch(start, len(scores), (xs,), {}))
+            if not held:
+                record.add("e", start, {"m": scores})
+        record.close()
+        np.testing.assert_array_equal(record.arrays()["e"]["m"], [0.1, 1 / 3, np.nan])
+        return taken
+
+    assert write() == [False, False]
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    assert len(ends) == 3
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        assert write() == [size >= end for end in ends[1:]]
+        assert path.read_bytes() == whole
+
+
+def test_a_cut_file_is_completed(tmp_path):
     path = tmp_path / "scores.jsonl"
     xs = (np.arange(3.0, dtype=np.float32) / 7,)
 
     def scores():
         args = {"e": lambda params, x: x}, {"m": lambda params, x, a: a}, {}, None, xs, KEY
-        return evaluate(*args, batch_size=2, progress=False, path=path).scores["e"]["m"]
+        return judged(*args, batch_size=2, progress=False, path=path).scores["e"]["m"]
 
     want = scores()
     whole = path.read_bytes()
-    header = whole.index(b"\n")
-    last = whole[:-1].rindex(b"\n") + 1
-    for size in [0, 1, header - 1, header, header + 1, *range(last, len(whole) + 1)]:
+    for size in (len(whole) - 3, whole.index(b"\n") + 1):
         path.write_bytes(whole[:size])
         np.testing.assert_array_equal(scores(), want)
         assert path.read_bytes() == whole
@@ -312,7 +398,7 @@ def test_explainers_and_examples_may_be_added_and_the_batch_size_changed(tmp_pat
 def test_scores_that_are_no_numbers_survive_the_file(tmp_path):
     xs = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.1, 1e-30])
     for _ in range(2):
-        result = evaluate(
+        result = judged(
             {"e": lambda params, x: x}, {"m": lambda params, x, a: a}, {}, None, (xs,), KEY,
             progress=False, path=tmp_path / "scores.jsonl",
         )  # fmt: skip
@@ -377,10 +463,10 @@ def test_a_constant_that_changed_is_noticed_inside_jitted_functions_too(tmp_path
     path = tmp_path / "scores.jsonl"
     constants = [jnp.array(v) for v in (1.0, 1.0, 2.0)]
     first, same, other = ({"e": explainer(c)} for c in constants)
-    evaluate(first, *args, progress=False, path=path)
-    evaluate(same, *args, progress=False, path=path)
+    judged(first, *args, progress=False, path=path)
+    judged(same, *args, progress=False, path=path)
     with pytest.raises(ValueError, match="another program called 'e'"):
-        evaluate(other, *args, progress=False, path=path)
+        judged(other, *args, progress=False, path=path)
 
 
 def test_a_constant_of_the_batched_program_is_noticed(tmp_path):
@@ -399,11 +485,11 @@ def test_a_constant_of_the_batched_program_is_noticed(tmp_path):
 
     args = {"m": lambda params, x, a: a}, {}, None, (jnp.arange(3.0),), KEY
     settings = {"progress": False, "path": tmp_path / "scores.jsonl"}
-    result = evaluate({"e": explainer(jnp.array(1.0))}, *args, **settings)
+    result = judged({"e": explainer(jnp.array(1.0))}, *args, **settings)
     assert result.scores["e"]["m"].tolist() == [1.0, 2.0, 3.0]
-    evaluate({"e": explainer(jnp.array(1.0))}, *args, batch_size=2, **settings)
+    judged({"e": explainer(jnp.array(1.0))}, *args, batch_size=2, **settings)
     with pytest.raises(ValueError, match="another program called 'e'"):
-        evaluate({"e": explainer(jnp.array(2.0))}, *args, **settings)
+        judged({"e": explainer(jnp.array(2.0))}, *args, **settings)
 
 
 def test_other_random_bits_are_noticed(tmp_path):
@@ -489,7 +575,7 @@ def odd_run(path):
     }
     metrics = {"m": lambda params, x, a: a}
     xs = (np.arange(2.0, dtype=np.float32),)
-    evaluate(explainers, metrics, {}, np.float32(1), xs, KEY, progress=False, path=path)
+    judged(explainers, metrics, {}, np.float32(1), xs, KEY, progress=False, path=path)
 
 
 def _same(x):
@@ -521,7 +607,7 @@ def test_params_may_hold_what_is_no_array():
         return params["f"](params["w"] * x) * params["n"]
 
     metrics = {"m": lambda params, x, a: jnp.sum(a)}
-    result = evaluate({"e": explain}, metrics, {}, params, (XS,), KEY, progress=False)
+    result = judged({"e": explain}, metrics, {}, params, (XS,), KEY, progress=False)
     want = 2 * np.sin(np.asarray(PARAMS)[None] * np.asarray(XS)).sum(1)
     np.testing.assert_allclose(result.scores["e"]["m"], want, rtol=1e-5)
 
@@ -535,7 +621,7 @@ def test_examples_may_be_trees_and_hold_keys():
     metrics = {"m": lambda params, x, a, key: jnp.sum(a)}
     want = [3 * jax.random.uniform(k) + x.sum() for k, x in zip(keys, XS, strict=True)]
     for examples in (({"a": XS}, keys), [({"a": x}, k) for x, k in zip(XS, keys, strict=True)]):
-        result = evaluate({"e": explain}, metrics, {}, None, examples, KEY, progress=False)
+        result = judged({"e": explain}, metrics, {}, None, examples, KEY, progress=False)
         np.testing.assert_allclose(result.scores["e"]["m"], want, rtol=1e-4, atol=1e-6)
 
 
@@ -543,7 +629,7 @@ def test_examples_may_be_trees_and_hold_keys():
 def test_scores_may_be_any_real_numbers(dtype):
     xs = jnp.array([0, 1, 1, 0])
     metrics = {"m": lambda params, x, a: a.astype(dtype)}
-    result = evaluate({"e": lambda params, x: x}, metrics, {}, None, (xs,), KEY, progress=False)
+    result = judged({"e": lambda params, x: x}, metrics, {}, None, (xs,), KEY, progress=False)
     assert result.scores["e"]["m"].tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
@@ -571,10 +657,10 @@ BAD = [
     ({"key": 0}, TypeError, r"key must be one like jax.random.key\(0\)"),
     ({"key": jax.random.split(KEY)}, TypeError, "key must be one"),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-    ({"examples": (XS, LABELS[:6])}, ValueError, r"share a leading axis.*\(7, 3\), \(6,\)"),
-    ({"examples": (XS[:0], LABELS[:0])}, ValueError, "one or more examples"),
-    ({"examples": (XS, 3)}, ValueError, "share a leading axis"),
-    ({"examples": ()}, ValueError, "share a leading axis"),
+    ({"examples": (XS, LABELS[:6])}, ValueError, r"a leading axis of one length.*\(7, 3\), \(6,\)"),
+    ({"examples": (XS[:0], LABELS[:0])}, ValueError, "at least 1"),
+    ({"examples": (XS, 3)}, ValueError, "along a leading axis"),
+    ({"examples": ()}, ValueError, "along a leading axis"),
     ({"examples": []}, ValueError, "no examples"),
     ({"examples": iter([])}, ValueError, "no examples"),
     ({"examples": XS}, TypeError, r"For xs alone type \(xs,\)"),
@@ -587,9 +673,48 @@ BAD = [
 ]
 
 
+class _Foreign:
+    """Stands for a tensor of another library."""
+
+    __module__ = "torch"
+    shape, dtype = (7, 3), "float32"
+
+    def __len__(self):
+        return 7
+
+
+BAD += [
+    ({"examples": (_Foreign(), LABELS)}, TypeError, r"got a torch._Foreign. .*tensor.numpy\(\)"),
+    ({"examples": _Foreign()}, TypeError, "got a torch._Foreign"),
+    ({"examples": [(XS[0], "cat")]}, TypeError, "got a str"),
+    ({"examples": [[XS, LABELS]]}, TypeError, "A loader of batches is taken apart"),
+    ({"annotations": [XS]}, TypeError, "annotations must be a dict"),
+    ({"annotations": {"mask": XS}}, ValueError, r"no metric has a parameter for .*'mask'"),
+    (
+        {"metrics": {"m": lambda p, x, a, y, *, mask: 1.0}},
+        ValueError,
+        r"metric 'm' needs \['mask'\] by keyword: give them as annotations",
+    ),
+    (
+        {"metrics": {"m": lambda p, x, a, y, mask: 1.0}, "annotations": {"mask": XS[:6]}},
+        ValueError,
+        "along a leading axis",
+    ),
+    (
+        {
+            "metrics": {"m": lambda p, x, a, y, mask: 1.0},
+            "annotations": {"mask": XS[:2]},
+            "examples": [(x, 0) for x in XS],
+        },
+        ValueError,
+        r"as many as the examples: there are 2 of \['mask'\], and more of others",
+    ),
+]
+
+
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)
 def test_bad_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"(?s){message}.*in evaluate"):
         run(**{"explainers": {"gradient": gradient}, **arguments})
 
 
@@ -597,7 +722,7 @@ def test_errors_come_before_anything_runs(tmp_path):
     explain = Counted()
     metrics = {"good": lambda params, x, a: a, "bad": lambda params, x, a: a[None]}
     with pytest.raises(TypeError, match="'bad'"):
-        evaluate({"e": explain}, metrics, {}, None, (jnp.arange(3.0),), KEY, path=tmp_path / "f")
+        judged({"e": explain}, metrics, {}, None, (jnp.arange(3.0),), KEY, path=tmp_path / "f")
     assert explain.seen == []
     assert list(tmp_path.iterdir()) == []
 

@@ -255,12 +255,11 @@ def _judge(metrics):
     def judge(params, key, index, example, annotations, *attribution):
         metric_key = _keys(key, index)[1]
         x, *rest = example
-        return {
-            name: metric(
-                metric_key, params, x, *attribution, *rest, **_chosen(annotations, keywords)
-            )
-            for name, (metric, keywords) in metrics.items()
-        }
+        scores = {}
+        for name, (metric, keywords) in metrics.items():
+            chosen = {note: value for note, value in annotations.items() if note in keywords}
+            scores[name] = metric(metric_key, params, x, *attribution, *rest, **chosen)
+        return scores
 
     return judge
 

@@ -406,7 +406,10 @@ def test_distinct_classes_takes_all_if_asked(key):
         (lambda: mosaic(np.ones((6, 2, 2)), (0, 3)), "rows of the grid"),
         (lambda: cell_mask((4, 9), (2, 2), 0), r"2 x 2 cells.*\(4, 9\)"),
         (lambda: cell_mask((4,), (2, 2), 0), r"\(4,\)"),
-        (lambda: grid_pointing_game(np.ones((5, 9)), GRID, 0), r"(?s)\(5, 9\).*in grid_pointing_game"),
+        (
+            lambda: grid_pointing_game(np.ones((5, 9)), GRID, 0),
+            r"(?s)\(5, 9\).*in grid_pointing_game",
+        ),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 6), "0 to 5; got 6"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, -1), "0 to 5; got -1"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 1.0), "an int"),
