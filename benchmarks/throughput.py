@@ -40,11 +40,11 @@ import jax.numpy as jnp
 import numpy as np
 import skimage.data
 from record import alternate, bundled_photos, median_ratio, write_record
+from smoothjax.tuning import tune_chunk_size
 
 import smoothjax as sj
 from smoothjax import noise, zoo
 from smoothjax.noise import box_muller
-from smoothjax.tuning import tune_chunk_size
 
 HERE = pathlib.Path(__file__).parent
 LEVEL = sj.relative(0.15)

@@ -82,11 +82,11 @@ def best(runs, repeats=2):
 def ours(data):
     import jax
     import jax.numpy as jnp
+    from smoothjax.tuning import tune_chunk_size
 
     import smoothjax as sj
     from smoothjax import zoo
     from smoothjax.spectral import wiener
-    from smoothjax.tuning import tune_chunk_size
 
     net, key = zoo.load("efficientnet-lite0"), jax.random.key(0)
     x, label, draws = jnp.asarray(data.x), jnp.asarray(data.label), int(data.draws)

@@ -117,7 +117,7 @@ class noting:
 
 
 def noted(fun: F) -> F:
-    """Returns `fun` with a note on what it raises, "in blur", also in a function that it returns."""
+    """Returns `fun` with a note on what it raises, and on what a function that it returns does."""
     name = fun.__name__
 
     @functools.wraps(fun)
@@ -144,7 +144,7 @@ def transform(factory: F) -> F: ...
 @overload
 def transform(
     *,
-    takes_key: bool | None = None,
+    takes_key: bool | Callable[[dict[str, Any]], bool] | None = None,
     of: int = 0,
     signature: Callable[[Callable, bool, dict[str, Any]], Signature] | None = None,
 ) -> Callable[[F], F]: ...
@@ -160,7 +160,8 @@ def transform(factory: Any = None, *, takes_key=None, of=0, signature=None) -> A
 
     Args:
       factory: the transform.
-      takes_key: whether what it returns takes a key; None: if what it transforms does.
+      takes_key: whether what it returns takes a key, or a function of the settings by name that
+        tells; None: if what it transforms does.
       of: which of the factory's arguments is transformed.
       signature: makes the signature of the returned function from the transformed function, whether
         there is a key, and the settings by name. By default it is that of the transformed function,
@@ -180,7 +181,8 @@ def transform(factory: Any = None, *, takes_key=None, of=0, signature=None) -> A
             fun = list(settings.values())[of]
             _check_callable(fun, name)
             body = factory(*args, **kwargs)
-        with_key = is_stochastic(fun) if takes_key is None else takes_key
+        with_key = takes_key(settings) if callable(takes_key) else takes_key
+        with_key = is_stochastic(fun) if with_key is None else bool(with_key)
         if signature is not None:
             honest = signature(fun, with_key, settings)
         elif list(inspect.signature(body).parameters) == ["key", "args", "kwargs"]:

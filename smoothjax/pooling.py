@@ -45,7 +45,7 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
 
 
 def map_leaves(explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:
-    """Returns the function `(key, *args)` to `fun(leaf)` for each leaf of what `explain` returns."""
+    """Returns a function `(key, *args)` of `fun(leaf)` for each leaf of what `explain` returns."""
     inner = keyed(explain)
 
     def mapped(key, *args, **kwargs):

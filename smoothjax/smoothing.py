@@ -5,7 +5,6 @@ They differ in which argument the noise is on, how it is combined, how large it 
 taken of the draws.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -331,7 +331,7 @@ def test_redraw_keeps_what_has_no_deviation():
     assert np.all(np.asarray(new["half"] != params["half"]))
     assert new["count"] is params["count"]
     assert new["name"] is np.tanh
-    with pytest.raises(TypeError, match="(?s)floating-point arrays are needed.*in redraw"):
+    with pytest.raises(TypeError, match=r"(?s)floating-point arrays are needed.*in redraw"):
         redraw(KEY, {"count": np.arange(3)})
 
 
