@@ -41,16 +41,16 @@ def main():
 
     options = {"num_samples": arguments.samples, "batch_size": 5}
     start = time.perf_counter()
-    found = sj.sigma_for_accuracy_drop(
-        predict, net.params, xs, labels, interval=(0.002, 0.2), num_steps=6, **options
-    )(key)
+    find = sj.sigma_for_accuracy_drop(predict, interval=(0.002, 0.2), num_steps=6, **options)
+    found = jax.jit(find)(key, net.params, xs, labels)
     print(f"{net.name}: sigma {found.sigma:.4f} +- {found.stderr:.4f} costs", end=" ")
     print(f"{found.drop.mean:.1%} +- {found.drop.stderr:.1%} of the accuracy", flush=True)
 
     clean = jax.lax.map(lambda x: jnp.argmax(predict(net.params, x)), xs, batch_size=5)
+    drop_at = jax.jit(sj.accuracy_drop(predict, **options))
     table = []
     for sigma in (0.01, 0.02, 0.05, 0.1, 0.2):
-        drop = sj.accuracy_drop(predict, net.params, xs, labels, sigma, **options)(key)
+        drop = drop_at(key, net.params, xs, labels, sigma)
         table.append({"sigma": sigma, "drop": float(drop.mean), "stderr": float(drop.stderr)})
         print(f"  sigma {sigma}: {drop.mean:.1%} +- {drop.stderr:.1%}", flush=True)
 

@@ -40,10 +40,10 @@ import jax.numpy as jnp
 import numpy as np
 import skimage.data
 from record import alternate, bundled_photos, median_ratio, write_record
-from smoothjax.tuning import tune_chunk_size
 
 import smoothjax as sj
-from smoothjax import noise, zoo
+from smoothjax import zoo
+from smoothjax._perturb import multiplicative, perturbation
 from smoothjax.noise import box_muller
 
 HERE = pathlib.Path(__file__).parent
@@ -147,8 +147,8 @@ def smoothgrad_cost(setup):
         )
 
     images = setup.noisy_images(setup.draws)
-    batches = tune_chunk_size(bare, call[0], images[:few], call[2], candidates=sizes, repeats=2)
-    chunks = tune_chunk_size(
+    batches = sj.tune_chunk_size(bare, call[0], images[:few], call[2], candidates=sizes, repeats=2)
+    chunks = sj.tune_chunk_size(
         functools.partial(smoothgrad, num=few), KEY, *call, candidates=sizes, repeats=2
     )
     print(f"{few} bare gradients:\n{batches}\nSmoothGrad of {few} draws:\n{chunks}", flush=True)
@@ -181,12 +181,11 @@ def perturbed(params, sigma, num, sampler):
     """A program that perturbs weights `num` times, one copy after the other, and no more."""
 
     def run(key, params):
-        sigmas = noise.levels("throughput", params, sigma, None)
+        noisy = perturbation(multiplicative, sigma, sampler=sampler)(params)
 
         def step(previous, index):
             del previous
-            draw_key = jax.random.fold_in(key, index)
-            return noise.perturb(draw_key, params, sigmas, sampler, noise.multiplicative), None
+            return noisy(jax.random.fold_in(key, index)), None
 
         return jax.lax.scan(step, params, jnp.arange(num))[0]
 

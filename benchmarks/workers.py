@@ -82,7 +82,6 @@ def best(runs, repeats=2):
 def ours(data):
     import jax
     import jax.numpy as jnp
-    from smoothjax.tuning import tune_chunk_size
 
     import smoothjax as sj
     from smoothjax import zoo
@@ -105,7 +104,7 @@ def ours(data):
         call = (key, net.params, x, label)
         sizes = (2, 4, 8, 16) if jax.default_backend() == "cpu" else (4, 8, 16, 32)
         few = functools.partial(build, num=min(draws, 16))
-        chunk_size = tune_chunk_size(few, *call, candidates=sizes, repeats=2).best
+        chunk_size = sj.tune_chunk_size(few, *call, candidates=sizes, repeats=2).best
         return compiled(build(chunk_size), *call), {"draws": draws, "chunk_size": chunk_size}
 
     def noisegrad():
