@@ -42,6 +42,8 @@ from record import alternate, archived_photos, bundled_photos, write_record
 import smoothjax as sj
 from smoothjax import reductions, spectral, zoo
 from smoothjax.metrics.similarity import cosine, spearman, ssim
+from smoothjax.spectral._fourier import fourier, inverse, ring_sums, rings
+from smoothjax.spectral.wiener import _signal_share
 
 HERE = pathlib.Path(__file__).parent
 LEVEL = sj.relative(0.15)
@@ -223,7 +225,7 @@ def spectrum_and_scatter(maps):
 
     Their squares sum to the variance of the mean.
     """
-    spectra = jax.vmap(lambda one: spectral._transform(one, (0, 1)))(maps)
+    spectra = jax.vmap(lambda one: fourier(one, (0, 1)))(maps)
     mean = jnp.mean(spectra, axis=0)
     return mean, (spectra - mean[None]) / jnp.sqrt(len(maps) * (len(maps) - 1.0))
 
@@ -232,10 +234,10 @@ def spectrum_and_scatter(maps):
 def single_rings(draws):
     sizes = draws.shape[1:3]
     mean, scatter = spectrum_and_scatter(draws)
-    power = spectral._ring_sums(jnp.abs(mean) ** 2, sizes)
-    noise = spectral._ring_sums(jnp.sum(jnp.abs(scatter) ** 2, 0), sizes)
-    gain = spectral._signal_share(power, noise)[spectral._rings(sizes)]
-    return spectral._inverse(mean * gain, sizes, (0, 1))
+    power = ring_sums(jnp.abs(mean) ** 2, sizes)
+    noise = ring_sums(jnp.sum(jnp.abs(scatter) ** 2, 0), sizes)
+    gain = _signal_share(power, noise)[rings(sizes)]
+    return inverse(mean * gain, sizes, (0, 1))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -256,10 +258,10 @@ def in_windows(draws, size=56):
             padded, (0, *corner, 0), (len(draws), size, size, draws.shape[-1])
         )
         mean, scatter = spectrum_and_scatter(window * taper[None])
-        power = spectral._ring_sums(jnp.abs(mean) ** 2, (size, size))
-        noise = spectral._ring_sums(jnp.sum(jnp.abs(scatter) ** 2, 0), (size, size))
-        share = jnp.maximum(1 - noise / power, 0)[spectral._rings((size, size))]
-        shrunk = spectral._inverse(mean * share, (size, size), (0, 1)) * taper
+        power = ring_sums(jnp.abs(mean) ** 2, (size, size))
+        noise = ring_sums(jnp.sum(jnp.abs(scatter) ** 2, 0), (size, size))
+        share = jnp.maximum(1 - noise / power, 0)[rings((size, size))]
+        shrunk = inverse(mean * share, (size, size), (0, 1)) * taper
         before = jax.lax.dynamic_slice(answer, (*corner, 0), shrunk.shape)
         return jax.lax.dynamic_update_slice(answer, before + shrunk, (*corner, 0)), None
 

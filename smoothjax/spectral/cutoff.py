@@ -1,7 +1,7 @@
 """The cut-off at which maps are most faithful, searched for on examples."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._checks import check_function, check_leading_axis, require
+from smoothjax._checks import check_function, check_leading_axis, check_scalar, require
 from smoothjax._statistics import t_test
-from smoothjax._transform import is_stochastic, keyed, transform
-from smoothjax._trees import is_real, wide_dtype
+from smoothjax._transform import is_stochastic, keyed, noting, transform
 from smoothjax._typing import Explainer, Metric
 from smoothjax.reductions import summary
 from smoothjax.spectral._fourier import check_cutoff
@@ -52,7 +51,7 @@ def _either_takes_key(settings):
 def best_cutoff(
     explain: Explainer,
     faithfulness: Metric,
-    cutoffs: Any,
+    cutoffs: Sequence[Any],
     *,
     transform: Callable[[Explainer, Any], Explainer] = forgrad,
 ) -> Callable[..., CutoffSearch]:
@@ -102,7 +101,11 @@ def best_cutoff(
     """
     check_function(faithfulness, "faithfulness")
     check_function(transform, "transform")
-    cutoffs = _check_cutoffs(cutoffs)
+    require(
+        np.iterable(cutoffs) and len(cutoffs) > 1,
+        f"cutoffs must be two or more numbers, such as [5, 15, math.inf]; got {cutoffs!r:.80}.",
+    )
+    cutoffs = [check_cutoff(cutoff, "each of cutoffs") for cutoff in cutoffs]
     attribute, judge = keyed(explain), keyed(faithfulness)
 
     def search(key, params, xs, *rest):
@@ -116,7 +119,8 @@ def best_cutoff(
 
             def of_cutoff(cutoff):
                 filtered = transform(lambda: attribution, cutoff)()
-                return _check_score(judge(keys[1], params, x, filtered, *rest))
+                with noting("faithfulness"):
+                    return check_scalar(judge(keys[1], params, x, filtered, *rest))
 
             return jax.lax.map(of_cutoff, tried)
 
@@ -149,22 +153,3 @@ def _choose(cutoffs, scores):
     chance = jnp.where(gap == 0, 1, t_test(gap, error, num))
     flat = ~(jnp.min(chance) * (tried * (tried - 1) / 2) <= 0.05)  # also where a score is NaN
     return CutoffSearch(cutoffs, mean, stderr, scores, known[top], parsimonious, flat)
-
-
-def _check_score(score):
-    require(
-        is_real(score) and jnp.shape(score) == (),
-        "faithfulness(params, x, attribution, *rest) must return a real scalar for one example; "
-        f"got {score!r:.80}.",
-        TypeError,
-    )
-    return jnp.asarray(score, wide_dtype(jnp.result_type(score)))
-
-
-def _check_cutoffs(cutoffs):
-    tried = list(cutoffs) if np.iterable(cutoffs) else []
-    require(
-        len(tried) >= 2,
-        f"cutoffs must be two or more numbers, such as [5, 15, 60, math.inf]; got {cutoffs!r:.80}.",
-    )
-    return [check_cutoff(cutoff, "each of cutoffs") for cutoff in tried]

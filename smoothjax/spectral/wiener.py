@@ -273,7 +273,10 @@ def _sums_of_pairs(x):
 
 
 def _midpoints(channels):
-    """`(a + b) / 2` for each pair of channels, whose variances tell their covariances."""
+    """`(a + b) / 2` for each pair of channels, whose variances tell their covariances.
+
+    A whole matrix, though a triangle holds all of it: the indices of one would hide the formula.
+    """
     return _sums_of_pairs(channels) / 2
 
 

@@ -158,7 +158,8 @@ def test_parsimonious_uses_paired_standard_errors():
 def test_flat_is_a_corrected_paired_t_test():
     rng = np.random.default_rng(1)
     base = 5 * rng.standard_normal((24, 1))
-    for height, seed in itertools.product((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), range(3)):
+    between = 0
+    for height, seed in itertools.product((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), range(4)):
         noise = np.random.default_rng(seed).standard_normal((24, 5))
         scores = base + noise + height * np.array([0, 0, 1, 0, 0])
         scores = np.asarray(scores, np.float32).astype(float)
@@ -167,6 +168,8 @@ def test_flat_is_a_corrected_paired_t_test():
         chance = [stats.ttest_rel(scores[:, top], scores[:, i]).pvalue for i in others]
         assert abs(min(chance) * 10 - 0.05) > 1e-3, "too close to call in float32"
         assert search_of(scores, range(5)).flat == (min(chance) * 10 > 0.05)
+        between += min(chance) * 5 < 0.05 < min(chance) * 10
+    assert between  # so that pairs are told from cut-offs
 
 
 def test_a_constant_curve_is_flat_and_a_constant_gap_is_not():
@@ -215,8 +218,9 @@ def test_errors_of_best_cutoff(batch):
             search(2.0, xs, wrong)
     with pytest.raises(ValueError, match="at least 2"):
         search(2.0, xs[:1], labels[:1])
-    for wrong in (lambda p, x, a: a, lambda p, x, a: 1 + 1j, lambda p, x, a: a[0, 0] > 0):
-        with pytest.raises(TypeError, match=r"(?s)faithfulness\(.*a real scalar.*in best_cutoff\("):
+    for wrong in (lambda p, x, a: a, lambda p, x, a: jnp.complex64(1j)):
+        message = r"(?s)a real scalar for one example.*in faithfulness.*in best_cutoff\(identity\)"
+        with pytest.raises(TypeError, match=message):
             best_cutoff(identity, wrong, CUTOFFS)(None, xs)
 
 
