@@ -148,7 +148,7 @@ _VARIABLES = {
 
 def from_checkpoint(
     width: float, depth: float, tensors: Mapping[str, np.ndarray]
-) -> tuple[nnx.GraphDef[EfficientNetLite], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], Callable[[Any], EfficientNetLite]]:
     """Builds the network and fills it with the tensors of PyTorch's checkpoint.
 
     Args:
@@ -157,7 +157,7 @@ def from_checkpoint(
       tensors: the checkpoint, by PyTorch's names.
 
     Returns:
-      The graph definition, the parameters and the running statistics, for `nnx.merge`.
+      The parameters, and a function from such parameters to the network that has them.
 
     Raises:
       KeyError: if the checkpoint lacks a tensor.
@@ -178,4 +178,4 @@ def from_checkpoint(
     params, statistics = (
         jax.tree.map_with_path(tensor, nnx.to_pure_dict(state)) for state in (params, statistics)
     )
-    return graph, params, statistics
+    return params, lambda params: nnx.merge(graph, params, statistics)

