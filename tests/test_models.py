@@ -1,9 +1,12 @@
 """Bring your own model: the README's lines for each library, and a transformer on embeddings.
 
-Also its lines that split a network in two, for Grad-CAM and for noise at an inner layer.
+Also the lines of docs/gradcam.md that split a network in two, for Grad-CAM and for noise at an
+inner layer.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -69,8 +72,101 @@ def equinox():
     return score, model
 
 
-@pytest.fixture(params=[plain, flax_linen, flax_nnx, equinox])
+class Keras(NamedTuple):
+    """A Keras model, and what the README takes of it."""
+
+    model: Any
+    score: Callable[..., jax.Array]
+    params: list[jax.Array]
+    rest: list[jax.Array]
+    where: list[bool]
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:  # Keras reads and writes these when imported
+        patch.setenv("KERAS_BACKEND", "jax")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        keras = pytest.importorskip("keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras was imported with another backend")
+
+    layers = [
+        keras.layers.Dense(16),
+        keras.layers.BatchNormalization(),
+        keras.layers.Activation("tanh"),
+    ]
+    model = keras.Sequential([keras.Input((8,)), *layers, keras.layers.Dense(3)])
+    rng = np.random.default_rng(0)
+    for v in model.variables:  # no zeros, which weight noise would spare
+        v.assign(rng.uniform(0.2, 0.6, v.shape) * rng.choice([-1, 1], v.shape))
+    model.layers[1].moving_variance.assign(rng.uniform(0.5, 1.5, 16))
+    params = [v.value for v in model.trainable_variables]
+    rest = [v.value for v in model.non_trainable_variables]
+
+    def score(params, x, label):
+        with jax.numpy_rank_promotion("allow"):  # Keras adds its biases that way
+            return model.stateless_call(params, rest, x[None], training=False)[0][0, label]
+
+    where = ["kernel" in v.path for v in model.trainable_variables]
+    return Keras(model, score, params, rest, where)
+
+
+def test_keras_is_what_its_layers_are_by_hand(keras):
+    """With the statistics that the normalisation has seen."""
+    mean, variance = keras.rest
+    epsilon = keras.model.layers[1].epsilon
+
+    def by_hand(params, x, label):
+        kernel, bias, scale, shift, last_kernel, last_bias = params
+        hidden = scale * (x @ kernel + bias - mean) / jnp.sqrt(variance + epsilon) + shift
+        return (jnp.tanh(hidden) @ last_kernel + last_bias)[label]
+
+    np.testing.assert_allclose(
+        keras.score(keras.params, X, 1), by_hand(keras.params, X, 1), rtol=1e-5
+    )
+    want = jax.grad(by_hand, argnums=1)(keras.params, X, 1)
+    assert np.any(want != 0)
+    got = sj.saliency(keras.score)(keras.params, X, 1)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_keras_smoothgrad(keras, key):
+    settings = {"sigma": 0.5, "num_samples": 4}
+    stack = sj.reductions.stack()
+    gradient = jax.jit(jax.grad(keras.score, argnums=1))
+    draws = sj.smoothgrad(lambda params, x, label: x, **settings, reduction=stack)
+    maps = [gradient(keras.params, x, 1) for x in draws(key, keras.params, X, 1)]
+    assert not np.allclose(maps[0], maps[1], rtol=1e-2)
+
+    got = jax.jit(sj.smoothgrad(sj.saliency(keras.score), **settings))(key, keras.params, X, 1)
+    np.testing.assert_allclose(got, np.mean(maps, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_keras_noisegrad(keras, key):
+    """`where`, made of paths, spares biases and the normalisation; nothing reaches the model."""
+    before = [np.array(v.value) for v in keras.model.variables]
+    settings = {"sigma": 0.2, "num_samples": 4, "where": keras.where}
+    stack = sj.reductions.stack()
+    gradient = jax.jit(jax.grad(keras.score, argnums=1))
+    draws = sj.noisegrad(lambda params, x, label: params, **settings, reduction=stack)
+    stacked = draws(key, keras.params, X, 1)
+    noisy = [np.any(many != one[None]) for many, one in zip(stacked, keras.params, strict=True)]
+    assert noisy == keras.where == [True, False, False, False, True, False]
+    maps = [gradient([leaf[i] for leaf in stacked], X, 1) for i in range(4)]
+    assert not np.allclose(maps[0], maps[1], rtol=1e-2)
+
+    got = jax.jit(sj.noisegrad(sj.saliency(keras.score), **settings))(key, keras.params, X, 1)
+    np.testing.assert_allclose(got, np.mean(maps, axis=0), rtol=1e-4, atol=1e-5)
+    for v, value in zip(keras.model.variables, before, strict=True):
+        np.testing.assert_array_equal(v.value, value)
+
+
+@pytest.fixture(params=[plain, flax_linen, flax_nnx, equinox, "keras"])
 def model(request):
+    if request.param == "keras":
+        keras = request.getfixturevalue("keras")
+        return keras.score, keras.params
     return request.param()
 
 
@@ -107,8 +203,9 @@ def test_zero_noise_is_the_plain_gradient(model, key):
     )
 
 
-def test_by_path_reaches_the_kernels_of_each_library(model):
-    _, params = model
+@pytest.mark.parametrize("build", [plain, flax_linen, flax_nnx, equinox])
+def test_by_path_reaches_the_kernels_of_each_library(build):
+    _, params = build()
     mask = sj.by_path(lambda path: "kernel" in path or "weight" in path)(params)
     kernels = [
         leaf.ndim == 2

@@ -56,7 +56,7 @@ PEERS = {
 
 def readme_line(peer):
     """The explainer that the README's line for a peer builds."""
-    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    readme = (pathlib.Path(__file__).parents[1] / "docs" / "coming-from.md").read_text()
     (code,) = re.findall(rf"^\| {peer}[^|]*\| `([^`]+)`", readme, flags=re.MULTILINE)
     return eval(code, {"sj": sj, "jnp": jnp, "g": g, "lo": -1.0, "hi": 2.0, "n": 7})
 

@@ -1,0 +1,188 @@
+"""Every block of Python in README.md and docs/ runs as it stands, top to bottom.
+
+Also what the pages say beside it: links, names, and numbers that a script has recorded.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import smoothjax as sj
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXTS = {name: page.read_text(encoding="utf-8") for name, page in PAGES.items()}
+LIBRARIES = 5  # that the README shows a model of
+
+
+def blocks(page):
+    """The blocks of Python, each below as many empty lines as there are lines above it."""
+    text = TEXTS[page]
+    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in found]
+
+
+def is_slow(code):
+    """Whether a block needs a network of the zoo."""
+    return "net." in code
+
+
+def is_program(code):
+    """Whether a block needs a process of its own."""
+    return "distributed.initialize" in code
+
+
+QUICK = {
+    page: [code for code in blocks(page) if not is_slow(code) and not is_program(code)]
+    for page in PAGES
+}
+WITH_ZOO = [page for page in PAGES if any(is_slow(code) for code in blocks(page))]
+PROGRAMS = [code for page in PAGES for code in blocks(page) if is_program(code)]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs code of a page in a namespace, in an empty folder, with JAX as users have it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")  # so that it is undone when the README has set it
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))  # Keras writes its settings when imported
+
+    def run(page, code, namespace):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            exec(compile(code, PAGES[page], "exec"), namespace)
+
+    return run
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if QUICK[page] and page != "README.md"])
+def test_quick_blocks(page, run):
+    if page == "devices.md" and jax.__version_info__ < (0, 10):
+        pytest.skip("its meshes need what the page says of JAX 0.9")
+    namespace = {}
+    for code in QUICK[page]:
+        run(page, code, namespace)
+
+
+def test_quick_blocks_of_the_readme(run):
+    """Of the models, the README explains the last one only: here, each."""
+    namespace, explained = {}, 0
+    for code in QUICK["README.md"]:
+        run("README.md", code, namespace)
+        if "def predict" in code:
+            x, predict = namespace["xs"][0], namespace["predict"]
+            with jax.numpy_rank_promotion("allow"):  # Keras adds its biases that way
+                assert predict(namespace["params"], x).shape == (10,)
+                gradient = sj.saliency(lambda params, x: predict(params, x)[3])  # noqa: B023
+                assert jnp.any(gradient(namespace["params"], x) != 0)
+            explained += 1
+    assert explained == LIBRARIES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_ZOO)
+def test_all_blocks(page, run):
+    namespace = {}
+    for code in blocks(page):
+        if not is_program(code):
+            run(page, code, namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_programs(code, tmp_path):
+    """As Slurm would start it, on one host."""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()),  # of which JAX makes the port
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "XLA_FLAGS": os.environ["XLA_FLAGS"]}
+    done = subprocess.run(
+        [sys.executable, program],
+        env=environment | slurm,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_runs_is_there():
+    """The patterns above find what they are to find."""
+    assert all(text.count("```python") == len(blocks(page)) for page, text in TEXTS.items())
+    assert {"README.md", "gradcam.md", "forgrad.md"} == set(WITH_ZOO)
+    assert len(PROGRAMS) == 1
+    assert sum("[test]" in line for line in TEXTS["README.md"].splitlines()) == 1  # CI runs it
+
+
+def anchors(text):
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]*)\)", TEXTS[page])
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = PAGES[page].parent / file if file else PAGES[page]
+        assert target.is_file(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert {f"docs/{page}" for page in PAGES if page != "README.md"} <= {
+        link.partition("#")[0] for link in re.findall(r"\]\(([^)]*)\)", TEXTS["README.md"])
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_are_public(page):
+    """`sj.noise.box_muller` and the like, in code and in prose."""
+    for name in re.findall(r"\bsj\.([a-z_]\w*(?:\.[a-z_]\w*)?)", TEXTS[page]):
+        found = sj
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_the_tables_name_what_there_is():
+    rows = re.findall(r"^\| `(\w+)\(", TEXTS["README.md"], flags=re.MULTILINE)
+    assert len(rows) >= 6
+    assert all(callable(getattr(sj, name)) for name in rows)
+    table = TEXTS["judging.md"].partition("## The metrics")[2].partition("## ")[0]
+    listed = re.findall(r"`(\w+)`", table.partition("| |")[2])
+    assert len(listed) >= 20
+    assert all(callable(getattr(sj.metrics, name)) for name in listed)
+
+
+def test_the_table_of_weight_noise_is_the_record():
+    record = json.loads((ROOT / "benchmarks" / "calibrate-efficientnet-lite0.json").read_text())
+    levels = {row["sigma"]: (row["drop"], row["stderr"]) for row in record["drops"]}
+    levels[record["sigma_weights"]] = record["drop"], record["drop_stderr"]
+    shares = [
+        f"{100 * drop:.1f} +- {100 * error:.1f}" for _, (drop, error) in sorted(levels.items())
+    ]
+    assert f"| share of the accuracy lost, % | {' | '.join(shares)} |" in TEXTS["weight-noise.md"]
+    found = f"{record['sigma_weights']:.3f} +- {record['sigma_weights_stderr']:.3f}"
+    assert f"**{found}**" in TEXTS["weight-noise.md"]
+    assert f"({record['sigma_weights']:.3f} for" in TEXTS["README.md"]
+
+
+def test_the_numbers_of_the_picture_are_the_record():
+    record = json.loads((ROOT / "benchmarks" / "chelsea.json").read_text())
+    error = record["methods"]["smoothgrad"]["relative_error"]
+    assert f"({error:.2f})" in TEXTS["draws.md"]
