@@ -1,4 +1,4 @@
-"""The README's table for those who come from another library: our line against their definition.
+"""The table of docs/coming-from.md: our line for each peer against the peer's definition.
 
 Each definition is written out over the same draws of noise, in NumPy.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import smoothjax as sj
+from smoothjax._perturb import perturbation
 
 X = jnp.linspace(-1.0, 2.0, 24).reshape(2, 4, 3)
 PARAMS = {"w": jnp.linspace(0.5, -1.5, 24).reshape(2, 4, 3), "b": jnp.array(0.3)}
@@ -42,7 +43,7 @@ def gradients(key, sigma, num_samples):
     return np.stack([g(PARAMS, X + sigma * e) for e in eps])
 
 
-# What each library averages, by the name that its row of the README's table begins with.
+# What each library averages, by the name that its row of the table of docs/coming-from.md begins with.
 PEERS = {
     "Captum": lambda key: np.abs(gradients(key, 1.0, 5)).mean(0),
     "PAIR": lambda key: (gradients(key, 0.15 * RANGE, 25) ** 2).mean(0),
@@ -54,30 +55,27 @@ PEERS = {
 }
 
 
-def readme_line(peer):
-    """The explainer that the README's line for a peer builds."""
-    readme = (pathlib.Path(__file__).parents[1] / "docs" / "coming-from.md").read_text()
-    (code,) = re.findall(rf"^\| {peer}[^|]*\| `([^`]+)`", readme, flags=re.MULTILINE)
+def our_line(peer):
+    """The explainer that the docs' line for a peer builds."""
+    table = (pathlib.Path(__file__).parents[1] / "docs" / "coming-from.md").read_text()
+    (code,) = re.findall(rf"^\| {peer}[^|]*\| `([^`]+)`", table, flags=re.MULTILINE)
     return eval(code, {"sj": sj, "jnp": jnp, "g": g, "lo": -1.0, "hi": 2.0, "n": 7})
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_the_readme_line_is_their_definition(peer, key):
-    got = readme_line(peer)(key, PARAMS, X)
+def test_the_our_line_is_their_definition(peer, key):
+    got = our_line(peer)(key, PARAMS, X)
     np.testing.assert_allclose(got, PEERS[peer](key), rtol=1e-4, atol=1e-5)
 
 
-def test_the_readme_line_for_fusiongrad_is_noisegrads(key):
+def test_the_our_line_for_fusiongrad_is_noisegrads(key):
     """Ten draws of the weights, ten of the input for each, 0.2 on weights and 0.4 on inputs."""
-    ours = readme_line("NoiseGrad's")(key, PARAMS, X)
+    ours = our_line("NoiseGrad's")(key, PARAMS, X)
     maps = []
     for i in range(10):
         noise_key, inner_key = jax.random.split(jax.random.fold_in(key, i))
-        sigmas = sj.noise.levels("test", PARAMS, 1.0, None)
         zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-        eta = sj.noise.perturb(
-            noise_key, zeros, sigmas, jax.random.normal, lambda w, eps: 1 + 0.2 * eps
-        )
+        eta = perturbation(lambda w, eps: 1 + 0.2 * eps, 1.0)(zeros)(noise_key)
         noisy = jax.tree.map(jnp.multiply, PARAMS, eta)
         for eps in noise(inner_key, 10, 1, (PARAMS, X)):
             maps.append(g(noisy, X + 0.4 * eps))
