@@ -90,7 +90,8 @@ def keyed(fun: Explainer) -> Explainer:
     """Returns `fun` as a function of `(key, *args)`, which drops the key unless `fun` is marked."""
     if is_stochastic(fun):
         return fun
-    signature = _signature(fun)
+    # What a transform made takes no key for sure.
+    signature = None if hasattr(fun, _MARK) else _signature(fun)
 
     def without_key(key, *args, **kwargs):
         if signature is not None:

@@ -74,6 +74,7 @@ def test_draws_over_a_mesh(transform, axis_type, key):
     check_draws_over_a_mesh(8, transform, axis_type, key)
 
 
+@pytest.mark.slow
 @each_type
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_draws_over_a_smaller_mesh(num_devices, axis_type, key):
@@ -110,6 +111,7 @@ OF_DIVIDED = {
 }
 
 
+@pytest.mark.slow
 @each_type
 @pytest.mark.parametrize("options", OF_DIVIDED.values(), ids=OF_DIVIDED)
 def test_an_input_divided_along_its_own_axis(options, axis_type, key):
@@ -124,6 +126,7 @@ def test_an_input_divided_along_its_own_axis(options, axis_type, key):
         close(jax.jit(smooth)(key, jax.device_put(w, along), jax.device_put(x, along)), want)
 
 
+@pytest.mark.slow
 def test_a_batch_over_a_mesh_by_in_shardings(key):
     devices = mesh(8, AxisType.Auto, ("batch",))
     xs = jnp.stack([X * i for i in range(8)])
@@ -172,6 +175,7 @@ def test_inside_shard_map(transform, key):
     close(jax.jit(mapped)(key, PARAMS, xs), explain(key, PARAMS, xs))
 
 
+@pytest.mark.slow
 def test_inside_shard_map_with_a_key_for_each_device(key):
     """Draws divided by hand: independent keys, then a mean over the devices."""
     devices = mesh(8, AxisType.Auto)

@@ -582,6 +582,7 @@ def _same(x):
     return x
 
 
+@pytest.mark.slow
 def test_another_process_goes_on_with_the_file(tmp_path):
     """The digests of the programs are the same there."""
     path = tmp_path / "scores.jsonl"

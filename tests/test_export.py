@@ -38,6 +38,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_export(transform, key):
     explain = jax.jit(transform(EXPLAIN))

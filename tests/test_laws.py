@@ -171,7 +171,14 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
     assert {leaf.dtype for leaf in jax.tree.leaves(noisy)} == {expected}
 
 
-@each_transform
+@pytest.mark.parametrize(
+    "transform",
+    # Nested, it takes longest to compile.
+    [
+        pytest.param(t, id=n, marks=[pytest.mark.slow] * (t.traces > 3))
+        for n, t in TRANSFORMS.items()
+    ],
+)
 def test_differentiable(transform, explain, key, params):
     """To second order, forward and in reverse, against differences; and when checkpointed."""
     noisy = transform.build(explain, num_samples=4, chunk_size=2)
@@ -341,6 +348,7 @@ RANDOM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
 def test_draws_do_not_depend_on_whether_64_bits_are_enabled(name, key):
     answers = []

@@ -78,7 +78,13 @@ DIFFERENTIATED = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENTIATED)
+QUICK = ("smoothgrad", "vargrad", "wiener")  # the others share their code
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in DIFFERENTIATED],
+)
 def test_reverse_mode_in_constant_memory_and_time_per_draw(name, key):
     params, x = jnp.linspace(-1.0, 1.0, SIZE * SIZE).reshape(SIZE, SIZE), jnp.ones((SIZE, SIZE))
     explain = sj.saliency(lambda params, x: jnp.sum(jnp.tanh(jnp.tanh(x @ params) @ params) ** 2))

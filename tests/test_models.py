@@ -221,6 +221,7 @@ def attention(params, x):
     return x + weights @ v
 
 
+@pytest.mark.slow
 def test_transformer_on_token_embeddings(key):
     """Noise is on the embeddings; the integer tokens and the padding mask pass untouched."""
     width, vocabulary = 8, 11

@@ -43,7 +43,7 @@ def gradients(key, sigma, num_samples):
     return np.stack([g(PARAMS, X + sigma * e) for e in eps])
 
 
-# What each library averages, by the name that its row of the table of docs/coming-from.md begins with.
+# What each library averages, by the name that its row of the table begins with.
 PEERS = {
     "Captum": lambda key: np.abs(gradients(key, 1.0, 5)).mean(0),
     "PAIR": lambda key: (gradients(key, 0.15 * RANGE, 25) ** 2).mean(0),
@@ -68,7 +68,7 @@ def test_the_our_line_is_their_definition(peer, key):
     np.testing.assert_allclose(got, PEERS[peer](key), rtol=1e-4, atol=1e-5)
 
 
-def test_the_our_line_for_fusiongrad_is_noisegrads(key):
+def test_our_line_for_fusiongrad_is_noisegrads(key):
     """Ten draws of the weights, ten of the input for each, 0.2 on weights and 0.4 on inputs."""
     ours = our_line("NoiseGrad's")(key, PARAMS, X)
     maps = []

@@ -66,6 +66,7 @@ def masking(
         x, score_at = at(args, kwargs)
         check_has_inexact(x)
         shown, others = partition(x, is_inexact)
+        shown = jax.tree.map(jnp.asarray, shown)  # NumPy's float64 becomes JAX's float32
         hiding, _ = partition(baseline_like(baseline, x), is_inexact)
         leaves, treedef = jax.tree.flatten(shown)
         places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]

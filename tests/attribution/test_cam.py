@@ -298,6 +298,7 @@ def test_errors(call, error, message):
         call()
 
 
+@pytest.mark.slow
 def test_the_zoo_splits_its_networks():
     import skimage.data
 

@@ -241,7 +241,7 @@ BAD = [
     (
         lambda: sj.saliency(cubic)(W, jnp.arange(3, dtype=jnp.int32)),
         TypeError,
-        "saliency needs floating-point.*int32",
+        r"(?s)floating-point arrays are needed.*int32.*in saliency\(cubic\)",
     ),
     (lambda: sj.saliency(lambda w, x: w * x)(W, X), TypeError, "scalar"),
     (
@@ -275,7 +275,7 @@ BAD = [
         r"must be shaped like x, \(3,\); got \(4,\)",
     ),
     (lambda: sj.expected_gradients(cubic, X[None])(W, X), TypeError, "takes a PRNG key"),
-    (lambda: completeness_error(cubic)(W, X), TypeError, "judges an attribution, which follows"),
+    (lambda: completeness_error(cubic)(W, X), TypeError, "an attribution is judged, which follows"),
 ]
 
 

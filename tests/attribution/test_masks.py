@@ -280,6 +280,7 @@ def test_traces_do_not_grow_with_the_masks(method, key):
     assert traces() <= most
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_chunk(key):
     """A further mask costs a few numbers, and a mask of a chunk about an image and its map."""
     x = jnp.ones((64, 64, 3), jnp.float32)

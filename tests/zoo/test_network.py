@@ -82,6 +82,7 @@ def test_logits_are_those_of_pytorch(each_net):
         assert values.argmax() == argmax
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason=f"needs {SHARED}")
 def test_top_1_on_the_shared_photos(net):
     with np.load(SHARED) as data:
@@ -92,6 +93,7 @@ def test_top_1_on_the_shared_photos(net):
     assert np.mean(predictions == labels) >= 0.78
 
 
+@pytest.mark.slow
 def test_score_probability_and_gradient(each_net):
     """At an untypical size, 64 pixels, which compiles and runs in less time."""
     x, label = each_net.preprocess(skimage.data.chelsea())[80:144, 80:144], 285
