@@ -8,9 +8,11 @@ from smoothjax import reductions as reductions
 from smoothjax import spectral as spectral
 from smoothjax._transform import is_stochastic as is_stochastic
 from smoothjax._transform import stochastic as stochastic
+from smoothjax.attribution import deconvnet as deconvnet
 from smoothjax.attribution import expected_gradients as expected_gradients
 from smoothjax.attribution import gradcam as gradcam
 from smoothjax.attribution import gradcam_plus_plus as gradcam_plus_plus
+from smoothjax.attribution import guided_backprop as guided_backprop
 from smoothjax.attribution import hsic as hsic
 from smoothjax.attribution import input_times_gradient as input_times_gradient
 from smoothjax.attribution import integrated_gradients as integrated_gradients

@@ -9,6 +9,8 @@ from smoothjax.attribution.gradient import gauss_legendre as gauss_legendre
 from smoothjax.attribution.gradient import input_times_gradient as input_times_gradient
 from smoothjax.attribution.gradient import integrated_gradients as integrated_gradients
 from smoothjax.attribution.gradient import saliency as saliency
+from smoothjax.attribution.guided_backprop import deconvnet as deconvnet
+from smoothjax.attribution.guided_backprop import guided_backprop as guided_backprop
 from smoothjax.attribution.hsic import hsic as hsic
 from smoothjax.attribution.occlusion import occlusion as occlusion
 from smoothjax.attribution.rise import rise as rise
