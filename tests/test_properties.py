@@ -1,6 +1,6 @@
 """Generated cases: each gives the answer of a slow, obvious loop, or, if it is at fault, our error.
 
-A hundred and twenty cases in the ordinary run. `HYPOTHESIS_CASES=10000 pytest tests/test_properties.py`
+120 cases in the ordinary run. `HYPOTHESIS_CASES=10000 pytest tests/test_properties.py`
 is the long lane. The transforms run under `jax.disable_jit`, so that no case compiles a program of
 its own, with few shapes and a cheap sampler, so that soon no case compiles anything.
 """
