@@ -190,13 +190,14 @@ def transform(factory: Any = None, *, takes_key=None, of=0, signature=None) -> A
             honest = signature_with_key(fun, with_key)
         else:
             honest = _own_signature(body, with_key)
-        return _dress(body, f"{name}({name_of(fun)})", fun, with_key, honest)
+        return _dress(body, name, fun, with_key, honest)
 
     return build
 
 
-def _dress(body, full_name, fun, takes_key, signature):
+def _dress(body, name, fun, takes_key, signature):
     """`body` under its name, with a doc, a signature, the mark, a checked key and noted errors."""
+    full_name = f"{name}({name_of(fun)})"
 
     def explain(*args, **kwargs):
         with noting(full_name):
@@ -208,8 +209,7 @@ def _dress(body, full_name, fun, takes_key, signature):
     explain.__name__ = explain.__qualname__ = full_name
     explain.__module__ = body.__module__
     doc = inspect.getdoc(fun)
-    maker = full_name.partition("(")[0]
-    explain.__doc__ = f"{full_name}, made by smoothjax.{maker}." + (f"\n\n{doc}" if doc else "")
+    explain.__doc__ = f"{full_name}, made by smoothjax.{name}." + (f"\n\n{doc}" if doc else "")
     if signature is not None:
         explain.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     setattr(explain, _MARK, takes_key)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._checks import axes_of, check_axes, check_scalar
+from smoothjax._checks import axes_of, check_scalar
 from smoothjax._grid import grid_cells
 from smoothjax._transform import at_argument
 from smoothjax._trees import (
@@ -23,7 +23,7 @@ from smoothjax._trees import (
     wide_dtype,
     without_numbers,
 )
-from smoothjax._typing import Axes, PyTree, Score
+from smoothjax._typing import PyTree, Score
 from smoothjax.attribution.gradient import baseline_like
 
 
@@ -56,10 +56,9 @@ class Masked(NamedTuple):
 
 
 def masking(
-    score: Score, baseline: Any, axes: Axes, argnum: Any
+    score: Score, baseline: Any, axes: tuple[int, ...], argnum: Any
 ) -> Callable[[tuple, dict], Masked]:
     """Returns `masked(args, kwargs)`, which makes a `Masked` of the arguments of a score."""
-    axes = check_axes(axes)
     at = at_argument(score, argnum)
 
     def masked(args, kwargs):

@@ -67,8 +67,9 @@ def hsic(
     >>> print(jnp.abs(attribution).round(1))
     [0.  0.  0.1]
     """
+    axes = check_axes(axes)
     masked = masking(score, baseline, axes, argnum)
-    grid = check_grid(grid, check_axes(axes))
+    grid = check_grid(grid, axes)
     num_samples = check_count(num_samples, "num_samples", least=4)
     all_of = accumulate(reductions.stack(), chunk_size)
 

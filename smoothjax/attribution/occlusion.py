@@ -65,8 +65,8 @@ def occlusion(
     >>> jax.jit(explain)(jnp.array([1.0, 0.0, 4.0]), jnp.ones(3))  # two patches: drops of 1 and 4
     Array([1. , 2.5, 4. ], dtype=float32)
     """
-    masked = masking(score, baseline, axes, argnum)
     axes = check_axes(axes)
+    masked = masking(score, baseline, axes, argnum)
     patch, stride = check_per_axis(patch, axes, "patch"), check_per_axis(stride, axes, "stride")
     require(
         all(step <= length for step, length in zip(stride, patch, strict=True)),

@@ -74,8 +74,9 @@ def rise(
     >>> explain(jax.random.key(0), jnp.array([0.0, 0.0, 4.0]), jnp.ones(3)).round()
     Array([2., 2., 4.], dtype=float32)
     """
+    axes = check_axes(axes)
     masked = masking(score, baseline, axes, argnum)
-    grid = check_grid(grid, check_axes(axes))
+    grid = check_grid(grid, axes)
     probability = check_number(probability, "probability", above=0, below=1)
     average = monte_carlo(num_samples, reduction, chunk_size, tolerance, sharding)
 

@@ -74,8 +74,9 @@ def sobol(
     >>> explain(jax.random.key(0), jnp.array([0.0, 1.0, 2.0]), jnp.ones(3)).round(1)
     Array([0. , 0.2, 0.8], dtype=float32)
     """
+    axes = check_axes(axes)
     masked = masking(score, baseline, axes, argnum)
-    grid = check_grid(grid, check_axes(axes))
+    grid = check_grid(grid, axes)
     num_designs = check_integer(num_designs, "num_designs", least=2)
     all_of = accumulate(reductions.stack(), chunk_size)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import require
-from smoothjax._transform import at_argument, signature_with_key, transform
+from smoothjax._transform import argument, at_argument, signature_with_key, transform
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import PyTree, Score
 
@@ -37,7 +37,7 @@ def at_attribution(
     at = at_argument(score, argnum)
 
     def judged(args, kwargs):
-        x, _ = at(args, kwargs)
+        argument(args, argnum)
         require(
             argnum + 1 < len(args),
             "an attribution is judged, which follows the argument that it explains: "
