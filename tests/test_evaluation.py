@@ -684,9 +684,39 @@ class _Foreign:
         return 7
 
 
+class _Loader:
+    """Stands for a loader of batches of another library."""
+
+    __module__ = "torch.utils.data"
+
+    def __iter__(self):
+        yield np.asarray(XS), np.asarray(LABELS)
+
+
+def shown(params, x, label, *, mask=None):
+    """An explainer with a mask of its own."""
+    return gradient(params, x, label) if mask is None else mask * 1.0
+
+
 BAD += [
+    ({"examples": _Loader()}, TypeError, r"got a torch.utils.data._Loader.*take a loader .* apart"),
+    ({"examples": _Foreign()}, TypeError, r"got a torch._Foreign\. Type x.numpy\(\)"),
+    (
+        {
+            "explainers": {"shown": shown},
+            "metrics": {"m": lambda p, x, a, y, mask: 1.0},
+            "explainer_metrics": {"s": lambda e: sj.metrics.max_sensitivity(e, radius=0.1)},
+            "annotations": {"mask": XS},
+        },
+        ValueError,
+        r"explainer 'shown' has parameters .* \['mask'\], which it must not see",
+    ),
+    (
+        {"metrics": {"m": lambda p, x, a, y, mask: 1.0}, "annotations": {"mask": list(XS)}},
+        TypeError,
+        r"annotation 'mask' must be stacked too; got a list: type np.stack",
+    ),
     ({"examples": (_Foreign(), LABELS)}, TypeError, r"got a torch._Foreign. .*tensor.numpy\(\)"),
-    ({"examples": _Foreign()}, TypeError, "got a torch._Foreign"),
     ({"examples": [(XS[0], "cat")]}, TypeError, "got a str"),
     ({"examples": [[XS, LABELS]]}, TypeError, "A loader of batches is taken apart"),
     ({"annotations": [XS]}, TypeError, "annotations must be a dict"),

@@ -33,6 +33,13 @@ class Batch(NamedTuple):
 
 def batches(examples: Any, annotations: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
     """Yields all examples, or raises an error that says what they must be."""
+    require(
+        type(examples).__module__.partition(".")[0] != "torch",
+        f"examples must be arrays of NumPy or JAX; got a {_kind(examples)}. Type x.numpy() for a "
+        "tensor; take a loader of batches apart: "
+        "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys)).",
+        TypeError,
+    )
     if isinstance(examples, tuple):
         return _of_stacked(examples, dict(annotations), batch_size)
     if hasattr(examples, "shape") or not isinstance(examples, Iterable):
@@ -59,6 +66,13 @@ def _of_stacked(examples, annotations, batch_size):
         "list(examples).",
         TypeError,
     )
+    for name, values in annotations.items():
+        require(
+            not isinstance(values, (list, tuple)),
+            f"beside stacked examples, the annotation {name!r} must be stacked too; got a "
+            f"{_kind(values)}: type np.stack(...).",
+            TypeError,
+        )
     both = examples, annotations
     _check_leaves(both)
     num = check_leading_axis(both, "examples = (xs, *rest), and annotations,")

@@ -117,6 +117,7 @@ def evaluate(
     arrays, program = _programs(params)
     made = {name: _made(name, explain, explainer_metrics) for name, explain in explainers.items()}
     _check_annotations(annotations, [metrics, *made.values()])
+    _check_unseen(annotations, explainers)
     judge = program(_judge(metrics)) if metrics else None
     judged = {
         name: _Judged(
@@ -341,6 +342,17 @@ def _check_annotations(annotations, rows):
             not missing,
             f"metric {metric!r} needs {missing} by keyword: give them as annotations={{name: "
             "arrays with a leading axis of examples}.",
+        )
+
+
+def _check_unseen(annotations, explainers):
+    """Raises if an explainer has a parameter that a metric made of it would pass on."""
+    for name, explain in explainers.items():
+        shared = sorted(set(annotations) & set(_keywords(explain)))
+        require(
+            not shared,
+            f"explainer {name!r} has parameters of the names of the annotations {shared}, which it "
+            "must not see: give the annotations, and the parameters of the metrics, other names.",
         )
 
 
