@@ -66,6 +66,15 @@ def check_number(
     return number
 
 
+def check_index(value: Any, num: int, name: str) -> jax.Array:
+    """Returns the number of one of `num` things, which may be traced, as an int32, or raises."""
+    index = jnp.asarray(value)
+    is_index = index.shape == () and jnp.issubdtype(index.dtype, jnp.integer)
+    inside = isinstance(index, Tracer) or (is_index and 0 <= index < num)
+    require(is_index and inside, f"{name} must be an int from 0 to {num - 1}; got {value!r:.80}.")
+    return index.astype(jnp.int32)
+
+
 def check_axes(axes: Any) -> tuple[int, ...]:
     """Returns axes, such as (0, 1), as a tuple of different ints, or raises."""
     try:
@@ -92,10 +101,8 @@ def axes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 def check_per_axis(values: Any, axes: tuple[int, ...], name: str) -> tuple[int, ...]:
     """Returns a positive integer for each axis, of one for all or one for each, or raises."""
     values = tuple(values) if isinstance(values, (tuple, list)) else (values,) * len(axes)
-    require(
-        len(values) == len(axes),
-        f"{name} must be one number or one for each of axes {axes}; got {values}.",
-    )
+    fits = len(values) == len(axes)
+    require(fits, f"{name} must be one number or one for each of axes {axes}; got {values}.")
     return tuple(check_integer(value, name, least=1) for value in values)
 
 

@@ -18,26 +18,20 @@ def check_sharding(sharding: Any) -> None:
     axes = _mesh_axes(sharding) if named else ()
     require(
         axes and all(isinstance(axis, str) for axis in axes),
-        f"sharding is that of the axis of draws, a NamedSharding(mesh, P('axis')); got "
-        f"{sharding!r:.120}.",
+        f"sharding must be a NamedSharding(mesh, P('axis')) of the draws; got {sharding!r:.120}.",
         TypeError,
     )
-    require(
-        len(set(_axis_types(sharding))) == 1,
-        f"the axes of {sharding.spec} must be all Auto or all Explicit.",
-    )
+    alike = len(set(_axis_types(sharding))) == 1
+    require(alike, f"the axes of {sharding.spec} must be all Auto or all Explicit.")
 
 
 def check_divides(sharding: NamedSharding, num: int, chunk_size: int) -> None:
     """Raises unless chunks of draws, and what remains, divide evenly over the devices."""
     shards = math.prod(sharding.mesh.shape[axis] for axis in _mesh_axes(sharding))
-    chunk_size = min(chunk_size, num)
-    remainder = num % chunk_size
     require(
-        chunk_size % shards == 0 and remainder % shards == 0,
-        f"chunks of {chunk_size} draws, with a remainder of {remainder}, do not divide over the "
-        f"{shards} devices of {sharding.spec}. Make num_samples and chunk_size multiples of "
-        f"{shards}.",
+        num % shards == 0 and min(num, chunk_size) % shards == 0,
+        f"{num} draws in chunks of {chunk_size} do not divide over the {shards} devices of "
+        f"{sharding.spec}. Make num_samples and chunk_size multiples of {shards}.",
     )
 
 

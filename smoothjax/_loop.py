@@ -82,8 +82,7 @@ def accumulate(
     """
     require(
         isinstance(reduction, Reduction),
-        "reduction must be a Reduction such as smoothjax.reductions.mean(), with the parentheses; "
-        f"got {reduction!r:.80}.",
+        f"reduction must be one like mean(), with the parentheses; got {reduction!r:.80}.",
         TypeError,
     )
     chunk_size = check_integer(chunk_size, "chunk_size", least=1)
@@ -204,11 +203,8 @@ def _in_two_passes(final_state, reduction, evaluate):
 
 
 def _check_tolerance(tolerance, reduction):
-    require(
-        reduction in (mean(), mean_and_stderr()),
-        "tolerance is on the relative error of a mean, so it goes with the reductions mean() and "
-        "mean_and_stderr() only.",
-    )
+    is_mean = reduction in (mean(), mean_and_stderr())
+    require(is_mean, "tolerance goes with the reductions mean() and mean_and_stderr() only.")
     if not isinstance(tolerance, Tracer):
         check_number(tolerance, "tolerance", above=0)
 

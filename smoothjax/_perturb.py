@@ -111,8 +111,9 @@ def levels_of(argument: PyTree, sigma: Any, where: Any = None) -> dict[int, jax.
 def check_not_negative(value: Any, name: str) -> None:
     """Raises unless a value is a real number or array, nowhere negative as far as is known."""
     require(is_real(value), f"{name} must be a real number or array; got {value!r:.80}.", TypeError)
-    if not isinstance(value, Tracer) and np.any(np.asarray(value) < 0):
-        raise ValueError(f"{name} must not be negative; got {value!s:.80}.")
+    known = not isinstance(value, Tracer)
+    wrong = known and not np.all(np.asarray(value) >= 0)
+    require(not wrong, f"{name} must not be negative; got {value!s:.80}.")
 
 
 def check_noise(sigma: Any, where: Any = None) -> None:
@@ -179,13 +180,9 @@ def _draw_dtype(key, sizes, block, dtype, sampler):
 def _draw_block(key, block, dtype, sampler):
     eps = sampler(key, (block,), dtype)
     require(
-        is_array(eps) and is_real(eps),
-        f"sampler(key, shape, dtype) must return an array of real numbers; got {eps!r:.80}.",
+        is_array(eps) and is_real(eps) and eps.shape == (block,),
+        "sampler(key, shape, dtype) must return an array of real numbers of the shape that it is "
+        f"asked for, ({block},); got {eps!r:.80}.",
         TypeError,
-    )
-    require(
-        eps.shape == (block,),
-        f"sampler(key, shape, dtype) must return an array of the shape ({block},) that it is asked "
-        f"for; got {eps.shape}.",
     )
     return eps.astype(dtype)

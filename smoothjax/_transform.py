@@ -242,9 +242,8 @@ def argument(args: tuple, argnum: int) -> PyTree:
     """Returns `args[argnum]`, or raises an error that says how arguments are counted."""
     require(
         argnum < len(args),
-        f"argument {argnum} is missing (argnum={argnum}, counted from 0 after the key): got "
-        f"{len(args)} positional argument(s) after the key. For a function of x alone type "
-        "argnum=0; an argument that is passed by keyword is left alone.",
+        f"argnum={argnum}, counted from 0 after the key, is missing: got {len(args)} positional "
+        "argument(s). For a function of x alone type argnum=0; keywords are left alone.",
         TypeError,
     )
     return args[argnum]
@@ -252,13 +251,7 @@ def argument(args: tuple, argnum: int) -> PyTree:
 
 def check_argnum(argnum: Any) -> int:
     """Returns `argnum` as an int, or raises."""
-    number = check_integer(argnum, "argnum")
-    require(
-        number >= 0,
-        f"argnum counts the arguments after the key, from 0; got {argnum}. Type argnum=0 for the "
-        "params, argnum=1 for x.",
-    )
-    return number
+    return check_integer(argnum, "argnum", least=0)
 
 
 def name_of(fun: Callable) -> str:
@@ -299,11 +292,7 @@ def _signature(fun):
 
 
 def _check_callable(fun, name):
-    require(
-        callable(fun),
-        f"{name} takes a function and returns a function; got {fun!r:.80}.",
-        TypeError,
-    )
+    require(callable(fun), f"{name} takes a function; got {fun!r:.80}.", TypeError)
 
 
 def _check_no_key_missing(fun, signature, args, kwargs):
@@ -322,24 +311,15 @@ def _check_no_key_missing(fun, signature, args, kwargs):
 
 
 def _check_key(args, name):
-    example = f"{name}(jax.random.key(0), ...)"
-    if not args:
-        raise TypeError(f"{name} needs a PRNG key as its first positional argument: {example}.")
-    key = args[0]
+    key: Any = args[0] if args else None
     dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        if key.shape != ():
-            raise ValueError(
-                f"{name} takes one PRNG key, got an array of keys of shape {key.shape}. Map over "
-                f"them: jax.vmap(explain, in_axes=(0, None, ...)), or pass one key."
-            )
-    elif dtype == jnp.uint32 and key.shape[-1:] in ((2,), (4,)):
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        got = "nothing" if not args else f"a {type(key).__name__}"
+        got = got if dtype is None else f"an array of dtype {dtype}"
+        hint = ", or wrap a raw one: jax.random.wrap_key_data(key)" if dtype == jnp.uint32 else ""
         raise TypeError(
-            f"{name} takes a typed PRNG key, got a raw uint32 array of shape {key.shape}. Make "
-            "keys with jax.random.key(seed), or wrap it: jax.random.wrap_key_data(key)."
+            f"{name} takes a PRNG key as its first positional argument, like jax.random.key(0)"
+            f"{hint}; got {got}."
         )
-    else:
-        got = f"an array of dtype {dtype}" if dtype is not None else f"a {type(key).__name__}"
-        raise TypeError(
-            f"{name} takes a PRNG key as its first positional argument, got {got}: {example}."
-        )
+    one = key.shape == ()
+    require(one, f"{name} takes one PRNG key; for {key.shape} of them, type jax.vmap over it.")

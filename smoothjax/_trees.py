@@ -88,13 +88,9 @@ def check_has_inexact(tree: PyTree) -> None:
     """Raises if an argument has no floating-point array to perturb or to differentiate."""
     leaves = jax.tree.leaves(tree)
     if not any(map(is_inexact, leaves)):
-        kinds = {
-            f"an array of dtype {leaf.dtype}" if is_array(leaf) else f"a {type(leaf).__name__}"
-            for leaf in leaves
-        }
+        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
         raise TypeError(
-            "floating-point arrays are needed, but the argument holds "
-            f"{', '.join(sorted(kinds)) or 'no leaves at all'}. Convert it, "
+            f"floating-point arrays are needed, but the argument holds {kinds}. Convert it, "
             "x.astype(jnp.float32), or choose another argument with argnum."
         )
 
@@ -108,8 +104,7 @@ def resolve(rule: Any, tree: PyTree, name: str) -> list[Any]:
         jax.tree.map(lambda value, part: parts.append((value, part)), rule, tree)
     except ValueError as error:
         raise ValueError(
-            f"{name} must be one value or a pytree prefix of the argument, whose structure is "
-            f"{jax.tree.structure(tree)!s:.200}; {error}"
+            f"{name} must be one value or a pytree prefix of the argument: {error}"
         ) from None
     flat = []
     for value, part in parts:
@@ -127,9 +122,7 @@ def fit(value: Any, leaf: jax.Array, name: str, path: tuple = ()) -> jax.Array:
     except ValueError:
         shape = None
     if shape != leaf.shape:
-        raise ValueError(
-            f"{name} of shape {np.shape(value)} does not broadcast to {leaf_name(path)} of shape "
-            f"{leaf.shape}."
-        )
+        what = f"{leaf_name(path)} of shape {leaf.shape}"
+        raise ValueError(f"{name} of shape {np.shape(value)} does not broadcast to {what}.")
     axes = (1,) * (len(leaf.shape) - np.ndim(value)) + np.shape(value)
     return jnp.asarray(value, wide_dtype(leaf.dtype)).reshape(axes)

@@ -162,11 +162,8 @@ def integrated_gradients(
     num_steps = check_count(num_steps, "num_steps")
     mean_over = accumulate(reductions.mean(), chunk_size)
     nodes, weights = quadrature(num_steps)
-    require(
-        np.shape(nodes) == np.shape(weights) == (num_steps,),
-        f"quadrature({num_steps}) must return nodes and weights of shape ({num_steps},); got "
-        f"shapes {np.shape(nodes)} and {np.shape(weights)}.",
-    )
+    fits = np.shape(nodes) == np.shape(weights) == (num_steps,)
+    require(fits, f"quadrature must return nodes and weights of shape ({num_steps},).")
 
     def explain(key, *args, **kwargs):
         x, score_at = at(args, kwargs)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from smoothjax._checks import check_function, check_integer, check_number, require
+from smoothjax._checks import check_integer, check_number, require
 from smoothjax._transform import noted
 from smoothjax._trees import combine, is_array, partition
 
@@ -90,12 +90,8 @@ def tune_chunk_size(
     >>> [row.chunk_size for row in tuning.table]
     [1, 8]
     """
-    check_function(build, "build")
     sizes = [check_integer(size, "each of candidates", least=1) for size in candidates]
-    require(
-        sizes and len(set(sizes)) == len(sizes),
-        f"candidates must be one or more different sizes; got {candidates!r}.",
-    )
+    sizes = list(dict.fromkeys(sizes))
     memory_limit = check_number(memory_limit, "memory_limit", above=0)
     repeats = check_integer(repeats, "repeats", least=1)
     arrays, others = partition(args, is_array)  # a model may hold functions
@@ -107,11 +103,7 @@ def tune_chunk_size(
         too_large = needed[size] > memory_limit  # not where it is not known
         if not too_large and math.isfinite(_seconds(program, arrays)):
             programs[size] = program
-    require(
-        programs,
-        f"no candidate of {sizes} fits into the memory; they need {needed} bytes, and memory_limit "
-        f"is {memory_limit}. Give it smaller ones.",
-    )
+    require(programs, f"no candidate fits into {memory_limit} bytes; they need {needed}.")
 
     seconds = {size: [] for size in programs}
     for _ in range(repeats):
@@ -125,7 +117,6 @@ def tune_chunk_size(
 
 
 def _compiled(function, arrays, others):
-    check_function(function, "what build returns")
     return jax.jit(lambda arrays: function(*combine(arrays, others))).lower(arrays).compile()
 
 

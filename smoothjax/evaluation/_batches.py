@@ -13,6 +13,14 @@ from smoothjax._trees import is_array
 from smoothjax._typing import PyTree
 
 _NUMBERS = (bool, int, float, complex)
+_NEEDED = (
+    "examples must be a tuple (xs, *rest) of arrays of JAX or NumPy with a leading axis, (xs,) for "
+    "xs alone, or an iterable of one tuple (x, *rest) for each example"
+)
+_HINT = (
+    "Type tensor.numpy(), frame.to_numpy(), and for a loader of batches "
+    "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys))."
+)
 
 
 class Batch(NamedTuple):
@@ -33,21 +41,11 @@ class Batch(NamedTuple):
 
 def batches(examples: Any, annotations: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
     """Yields all examples, or raises an error that says what they must be."""
-    require(
-        type(examples).__module__.partition(".")[0] != "torch",
-        f"examples must be arrays of NumPy or JAX; got a {_kind(examples)}. Type x.numpy() for a "
-        "tensor; take a loader of batches apart: "
-        "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys)).",
-        TypeError,
-    )
     if isinstance(examples, tuple):
         return _of_stacked(examples, dict(annotations), batch_size)
-    if hasattr(examples, "shape") or not isinstance(examples, Iterable):
-        raise TypeError(
-            "examples must be a tuple (xs, *rest) of arrays, or an iterable of one tuple "
-            f"(x, *rest) for each example; got a {_kind(examples)}. For xs alone type (xs,); of a "
-            "frame, (frame.to_numpy(),)."
-        )
+    is_loader = type(examples).__module__.startswith("torch")
+    if is_loader or hasattr(examples, "shape") or not isinstance(examples, Iterable):
+        raise TypeError(f"{_NEEDED}; got a {_kind(examples)}. {_HINT}")
     return _of_single(_with_annotations(examples, annotations), batch_size)
 
 
@@ -59,20 +57,11 @@ def num_examples(examples: Any) -> int | None:
 
 
 def _of_stacked(examples, annotations, batch_size):
-    require(
-        not examples or type(examples[0]) is not tuple,
-        "a tuple of examples is read as (xs, *rest), arrays with a leading axis of examples, and "
-        "its first element is a tuple. For one tuple (x, *rest) for each example type "
-        "list(examples).",
-        TypeError,
-    )
+    of_tuples = examples and type(examples[0]) is tuple
+    require(not of_tuples, f"{_NEEDED}; got a tuple of tuples: type list(examples).", TypeError)
     for name, values in annotations.items():
-        require(
-            not isinstance(values, (list, tuple)),
-            f"beside stacked examples, the annotation {name!r} must be stacked too; got a "
-            f"{_kind(values)}: type np.stack(...).",
-            TypeError,
-        )
+        is_list = isinstance(values, (list, tuple))
+        require(not is_list, f"annotation {name!r} must be stacked: type np.stack(...).", TypeError)
     both = examples, annotations
     _check_leaves(both)
     num = check_leading_axis(both, "examples = (xs, *rest), and annotations,")
@@ -87,15 +76,13 @@ def _of_single(pairs, batch_size):
     start, expected = 0, None
     while chunk := list(itertools.islice(pairs, batch_size)):
         for i, pair in enumerate(chunk, start):
-            _check_example(pair[0], i)
+            is_example = isinstance(pair[0], tuple) and pair[0]
+            require(is_example, f"{_NEEDED}; example {i} is {pair[0]!r:.80}. {_HINT}", TypeError)
             _check_leaves(pair)
             shapes = _shapes(pair)
             expected = expected or shapes
-            require(
-                shapes == expected,
-                "examples must be alike, to be judged by one program; the first has "
-                f"{expected[1]}, example {i} has {shapes[1]}.",
-            )
+            alike = shapes == expected
+            require(alike, f"example {i} has {shapes[1]}, the first {expected[1]}: pad them.")
         if start == 0:
             batch_size = len(chunk)
         padded = chunk + chunk[-1:] * (batch_size - len(chunk))
@@ -109,34 +96,16 @@ def _with_annotations(examples, annotations):
     columns = [iter(examples), *map(iter, annotations.values())]
     end = object()
     for i, (example, *values) in enumerate(itertools.zip_longest(*columns, fillvalue=end)):
-        lengths = [value is end for value in (example, *values)]
-        require(
-            not any(lengths),
-            f"annotations must be as many as the examples: there are {i} of "
-            f"{[n for n, ended in zip(('examples', *annotations), lengths, strict=True) if ended]}"
-            ", and more of others.",
-        )
-        yield example, dict(zip(annotations, values, strict=True))
-
-
-def _check_example(example, i):
-    require(
-        isinstance(example, tuple) and example,
-        f"each of examples must be a tuple (x, *rest), for x alone (x,); example {i} is "
-        f"{example!r:.80}. A loader of batches is taken apart: "
-        "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys)).",
-        TypeError,
-    )
+        named = {"examples": example, **dict(zip(annotations, values, strict=True))}
+        ended = [name for name, value in named.items() if value is end]
+        require(not ended, f"there are {i} of {ended}, and more of other examples or annotations.")
+        yield named.pop("examples"), named
 
 
 def _check_leaves(tree):
     for leaf in jax.tree.leaves(tree):
-        require(
-            is_array(leaf) or isinstance(leaf, _NUMBERS),
-            "examples and annotations hold numbers and arrays of JAX or NumPy; got a "
-            f"{_kind(leaf)}. Convert it: tensor.numpy(), or frame.to_numpy().",
-            TypeError,
-        )
+        if not (is_array(leaf) or isinstance(leaf, _NUMBERS)):
+            raise TypeError(f"{_NEEDED}; got a {_kind(leaf)}. {_HINT}")
 
 
 def _kind(value):

@@ -111,13 +111,15 @@ def evaluate(
     >>> best, *_ = result.ranking("completeness", lower_is_better=True).estimates
     """
     _check_settings(explainers, metrics, explainer_metrics)
-    if not is_key(key) or key.shape:
-        raise TypeError(f"key must be one like jax.random.key(0); got {key!r:.80}.")
+    one_key = is_key(key) and not key.shape
+    require(one_key, f"key must be one like jax.random.key(0); got {key!r:.80}.", TypeError)
     batch_size = check_integer(batch_size, "batch_size", least=1)
     arrays, program = _programs(params)
-    made = {name: _made(name, explain, explainer_metrics) for name, explain in explainers.items()}
-    _check_annotations(annotations, [metrics, *made.values()])
-    _check_unseen(annotations, explainers)
+    made = {
+        name: {metric: make(explain) for metric, make in explainer_metrics.items()}
+        for name, explain in explainers.items()
+    }
+    _check_annotations(annotations, explainers, [metrics, *made.values()])
     judge = program(_judge(metrics)) if metrics else None
     judged = {
         name: _Judged(
@@ -282,12 +284,6 @@ def _keywords(metric):
     }
 
 
-def _made(name, explain, explainer_metrics):
-    made = {metric: make(explain) for metric, make in explainer_metrics.items()}
-    _check_functions(f"what explainer_metrics make of {name!r}", made)
-    return made
-
-
 def _num_items(num, batch_size, record):
     """How many batches are to be judged, counted for each explainer; None if not known."""
     if num is None:
@@ -305,55 +301,32 @@ def _with_bar(items, total):
 
 
 def _check_settings(explainers, metrics, explainer_metrics):
-    _check_functions("explainers", explainers)
-    _check_functions("metrics", metrics)
-    _check_functions("explainer_metrics", explainer_metrics)
-    require(
-        explainers and (metrics or explainer_metrics),
-        "at least one explainer is needed, and one metric of either kind.",
-    )
+    for what, functions in (
+        ("explainers", explainers),
+        ("metrics", metrics),
+        ("explainer_metrics", explainer_metrics),
+    ):
+        is_dict = isinstance(functions, Mapping) and all(map(callable, functions.values()))
+        require(is_dict, f"{what} must be functions by name; got {functions!r:.200}.", TypeError)
+    require(explainers and (metrics or explainer_metrics), "there is no explainer, or no metric.")
     both = sorted(set(metrics) & set(explainer_metrics))
     require(not both, f"{both} name both metrics and explainer_metrics; rename one.")
 
 
-def _check_functions(what, functions):
-    is_dict = isinstance(functions, Mapping)
-    require(
-        is_dict and all(isinstance(n, str) and callable(f) for n, f in functions.items()),
-        f"{what} must be a dict of functions by name; got {functions!r:.200}.",
-        TypeError,
-    )
-
-
-def _check_annotations(annotations, rows):
-    """Raises unless each annotation is wanted, and each that must be there is."""
-    require(
-        isinstance(annotations, Mapping) and all(isinstance(name, str) for name in annotations),
-        "annotations must be a dict of arrays, or of iterables, by name; got "
-        f"{annotations!r:.200}.",
-        TypeError,
-    )
-    keywords = {name: _keywords(metric) for row in rows for name, metric in row.items()}
-    unused = [name for name in annotations if not any(name in known for known in keywords.values())]
+def _check_annotations(annotations, explainers, rows):
+    """Raises unless metrics want each annotation, and get all they must, and no explainer any."""
+    is_dict = isinstance(annotations, Mapping)
+    require(is_dict, f"annotations must be arrays by name; got {annotations!r:.200}.", TypeError)
+    wanted = [(name, _keywords(metric)) for row in rows for name, metric in row.items()]
+    unused = sorted(set(annotations).difference(*(known for _, known in wanted)))
     require(not unused, f"no metric has a parameter for the annotations {unused}.")
-    for metric, known in keywords.items():
-        missing = [name for name, needed in known.items() if needed and name not in annotations]
-        require(
-            not missing,
-            f"metric {metric!r} needs {missing} by keyword: give them as annotations={{name: "
-            "arrays with a leading axis of examples}.",
-        )
-
-
-def _check_unseen(annotations, explainers):
-    """Raises if an explainer has a parameter that a metric made of it would pass on."""
+    for name, known in wanted:
+        missing = [word for word, needed in known.items() if needed and word not in annotations]
+        require(not missing, f"metric {name!r} needs the annotations {missing}.")
     for name, explain in explainers.items():
-        shared = sorted(set(annotations) & set(_keywords(explain)))
-        require(
-            not shared,
-            f"explainer {name!r} has parameters of the names of the annotations {shared}, which it "
-            "must not see: give the annotations, and the parameters of the metrics, other names.",
-        )
+        # A metric made of it would pass them on.
+        seen = sorted(set(annotations) & set(_keywords(explain)))
+        require(not seen, f"explainer {name!r} would see the annotations {seen}; rename them.")
 
 
 def _check_scores(returned, name):
@@ -361,8 +334,6 @@ def _check_scores(returned, name):
         dtype: Any = getattr(got, "dtype", None)
         shape = getattr(got, "shape", None)
         if shape != () or not jnp.isdtype(dtype, ("bool", "integral", "real floating")):
-            got = f"an array of shape {shape} and dtype {dtype}" if dtype else f"{got!r:.200}"
             raise TypeError(
-                f"metric {metric!r} must return one real number for each example; for explainer "
-                f"{name!r} it returned {got}."
+                f"metric {metric!r} of {name!r} must return one real number; got {got!r:.200}."
             )

@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoothjax._checks import require
 from smoothjax._transform import argument, at_argument, signature_with_key, transform
-from smoothjax._trees import wide_dtype
+from smoothjax._trees import is_real, wide_dtype
 from smoothjax._typing import PyTree, Score
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,11 +39,10 @@ def at_attribution(
 
     def judged(args, kwargs):
         argument(args, argnum)
+        has_attribution = argnum + 1 < len(args)
         require(
-            argnum + 1 < len(args),
-            "an attribution is judged, which follows the argument that it explains: "
-            "metric(params, x, attribution, *rest), with a key first if the metric takes one. Got "
-            f"{len(args)} positional argument(s) after the key.",
+            has_attribution,
+            "the attribution is missing: (params, x, attribution, *rest).",
             TypeError,
         )
         x, score_at = at((*args[: argnum + 1], *args[argnum + 2 :]), kwargs)
@@ -54,19 +54,12 @@ def at_attribution(
 def check_attribution(attribution: Any) -> jax.Array:
     """Returns an attribution as a real array in at least float32, or raises."""
     require(
-        jax.tree_util.all_leaves([attribution]),
-        f"an attribution that is judged is one array; got a {type(attribution).__name__}. Of "
-        "several arrays, judge each by itself; of an Estimate, its mean.",
+        is_real(attribution) and np.size(attribution),
+        f"an attribution must be one array of real numbers; got {attribution!r:.80}. Judge the "
+        "mean of an Estimate, and each array of a pytree.",
         TypeError,
     )
     array = jnp.asarray(attribution)
-    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-    require(
-        real and array.size,
-        "an attribution that is judged is one array of real numbers; got one of dtype "
-        f"{array.dtype} and shape {array.shape}.",
-        TypeError,
-    )
     return array.astype(wide_dtype(array.dtype))
 
 
@@ -76,11 +69,8 @@ def like_input(attribution: Any, x: jax.Array) -> jax.Array:
     Each of its entries is then one feature, which stands for all entries of x that it broadcasts
     to: of (H, W) or (H, W, 1), the channels of a pixel; of (H, W, channels), one entry.
     """
-    require(
-        jax.tree_util.all_leaves([x]),
-        f"x must be one array; got a {type(x).__name__}.",
-        TypeError,
-    )
+    is_leaf = jax.tree_util.all_leaves([x])
+    require(is_leaf, f"x must be one array; got a {type(x).__name__}.", TypeError)
     array = check_attribution(attribution)
     padded = pad_axes(array, jnp.ndim(x))
     require(

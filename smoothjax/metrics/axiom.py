@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smoothjax._checks import check_scalar, require
+from smoothjax._checks import check_scalar
 from smoothjax._trees import is_float0
 from smoothjax._typing import Metric, Score
 from smoothjax.attribution.gradient import baseline_like
@@ -59,9 +59,6 @@ def completeness_error(score: Score, baseline: Any = 0.0, *, argnum: int = 1) ->
 def _leaves_like(attribution, x):
     """The leaves of an attribution of a pytree x that hold numbers, or raises."""
     check_no_estimate(attribution)
-    want, got = jax.tree.structure(x), jax.tree.structure(attribution)
-    require(
-        got == want, f"an attribution must be a pytree like x, {want!s:.200}; got {got!s:.200}."
-    )
-    pairs = zip(jax.tree.leaves(attribution), jax.tree.leaves(x), strict=True)
-    return [like_input(part, leaf) for part, leaf in pairs if not is_float0(part)]
+    pairs = []
+    jax.tree.map(lambda leaf, part: pairs.append((leaf, part)), x, attribution)
+    return [like_input(part, leaf) for leaf, part in pairs if not is_float0(part)]

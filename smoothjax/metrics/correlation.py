@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from smoothjax import reductions
 from smoothjax._checks import check_axes, check_function, check_integer, check_number, require
 from smoothjax._grid import check_grid, grid_cells
-from smoothjax._loop import check_count, monte_carlo
+from smoothjax._loop import monte_carlo
 from smoothjax._typing import Axes, Metric, PerAxis, Score
 from smoothjax.attribution.gradient import baseline_like
 from smoothjax.metrics._arguments import stochastic_metric
@@ -150,8 +150,7 @@ def _correlation(
     """The metric of the correlation of sums and drops over random subsets of features."""
     judged = judging(score, argnum)
     check_function(similarity, "similarity")
-    num_samples = check_count(num_samples, "num_samples", least=2)
-    draws = monte_carlo(num_samples, reductions.stack(), chunk_size)
+    draws = monte_carlo(num_samples, _PAIRS, chunk_size)
 
     def correlation(key, *args, **kwargs):
         subset_key, score_key = jax.random.split(key)
@@ -159,10 +158,7 @@ def _correlation(
         hiding = baseline_like(baseline, x)
         importance, spread = features(attribution, cells_of(x))
         size = size_of(importance.size)
-        require(
-            size < importance.size,
-            f"a subset of {size} features must leave some of all {importance.size}.",
-        )
+        require(size < importance.size, f"a subset of {size} is all of {importance.size} features.")
 
         def draw(key):
             subset = _random_subset(key, importance.size, size)
@@ -196,3 +192,4 @@ def _random_subset(key, num, size):
 
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_PAIRS = reductions.stack()._replace(min_samples=2)  # fewer have no correlation

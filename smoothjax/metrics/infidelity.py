@@ -119,11 +119,8 @@ def infidelity(
 
         def squared_error(key):
             change = jnp.asarray(perturbation(key, x))
-            require(
-                change.shape == x.shape,
-                f"perturbation(key, x) must return an array shaped like x, {x.shape}; got one of "
-                f"shape {change.shape}.",
-            )
+            alike = change.shape == x.shape
+            require(alike, f"perturbation must be shaped like x, {x.shape}; got {change.shape}.")
             changed = (x.astype(wide) - change.astype(wide)).astype(x.dtype)
             change = x.astype(wide) - changed.astype(wide)  # as rounded to the dtype of x
             predicted = jnp.sum(change * attribution.astype(wide))

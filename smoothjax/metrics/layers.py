@@ -107,19 +107,11 @@ def selected(layer: str, selection: Any, params: PyTree) -> list[bool]:
     """Returns for each leaf of params whether a layer holds it and it can be randomised."""
     what = f"the layer {layer!r}"
     chosen = resolve(selection, params, what)
-    require(
-        all(isinstance(c, (bool, np.bool_)) for c in chosen),
-        f"{what} must be a selection as for `where`: bools, or a function of params that returns "
-        f"them, such as smoothjax.by_path(lambda path: path.startswith({layer!r})); got "
-        f"{selection!r:.80}.",
-        TypeError,
-    )
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
+    are_bools = all(isinstance(one, (bool, np.bool_)) for one in chosen)
+    require(are_bools, f"{what} must be bools as for `where`; got {selection!r:.80}.", TypeError)
+    leaves = jax.tree.leaves(params)
     found = [bool(c) and is_inexact(leaf) for c, leaf in zip(chosen, leaves, strict=True)]
-    require(
-        any(found),
-        f"{what} selects no floating-point leaf of {list(map(path_string, paths))!s:.200}.",
-    )
+    require(any(found), f"{what} selects no floating-point leaf of params.")
     return found
 
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._checks import check_integer, require
+from smoothjax._checks import check_index, check_per_axis, require
+from smoothjax._perturb import check_not_negative
 from smoothjax._transform import noted
 from smoothjax.metrics._arguments import broadcasts, check_attribution, pad_axes
 from smoothjax.metrics._ranking import order, ranks
@@ -53,8 +54,7 @@ def pointing_game(attribution: Any, mask: Any, *, tolerance: float = 0.0) -> jax
     >>> print(sj.metrics.pointing_game(attribution, mask, tolerance=1))
     1.0
     """
-    known = not isinstance(tolerance, Tracer)
-    require(not known or tolerance >= 0, f"tolerance must be 0 or more positions; got {tolerance}.")
+    check_not_negative(tolerance, "tolerance")
     attribution, inside = _compared(attribution, mask)
     greatest = jnp.unravel_index(order(attribution)[0], attribution.shape)
     squared = jnp.zeros(inside.shape, attribution.dtype)
@@ -174,7 +174,8 @@ def grid_pointing_game(attribution: Any, grid: tuple[int, int], cell: Any) -> ja
       attribution: of a mosaic, an array of real numbers of shape (rows * H, columns * W, ...): rows
         and columns divide the first two axes. That channels are first instead is not noticed where
         their number divides too: move them last.
-      grid: (rows, columns) of the mosaic; the paper has 3 by 3 images, each with its class.
+      grid: (rows, columns) of the mosaic, or one number for both; the paper has 3 by 3
+        images, each with its class.
       cell: the number of the cell whose class is explained, from 0, row by row as in `mosaic`; may
         be traced.
 
@@ -204,25 +205,22 @@ def mosaic(images: Any, grid: tuple[int, int]) -> jax.Array:
 
     Args:
       images: an array of shape (rows * columns, H, W, ...).
-      grid: (rows, columns).
+      grid: (rows, columns), or one number for both.
 
     Returns:
       An array of shape (rows * H, columns * W, ...).
 
     Raises:
-      TypeError, ValueError: if the grid is no pair of positive ints, or not for so many images.
+      TypeError, ValueError: if the grid is not of positive ints, or not for so many images.
 
     >>> print(sj.metrics.mosaic(jnp.arange(6).reshape(6, 1, 1), (2, 3)))
     [[0 1 2]
      [3 4 5]]
     """
-    rows, columns = _check_grid(grid)
-    images = jnp.asarray(images)
-    require(
-        images.ndim >= 3 and len(images) == rows * columns,
-        f"a grid of {grid} takes images of shape ({rows * columns}, H, W, ...); got "
-        f"{images.shape}.",
-    )
+    rows, columns = check_per_axis(grid, (0, 1), "grid")
+    images, num = jnp.asarray(images), rows * columns
+    fits = images.ndim >= 3 and len(images) == num
+    require(fits, f"a grid of {grid} takes images ({num}, H, W, ...); got shape {images.shape}.")
     _, height, width, *rest = images.shape
     cells = images.reshape(rows, columns, height, width, *rest)
     return jnp.swapaxes(cells, 1, 2).reshape(rows * height, columns * width, *rest)
@@ -248,24 +246,14 @@ def cell_mask(shape: Sequence[int], grid: tuple[int, int], cell: Any) -> jax.Arr
     [[0 0 1 1]
      [0 0 1 1]]
     """
-    rows, columns = _check_grid(grid)
-    require(
-        len(shape) >= 2 and shape[0] % rows == 0 and shape[1] % columns == 0,
-        f"a mosaic of {rows} x {columns} cells has a shape (rows * H, columns * W, ...); got "
-        f"{tuple(shape)}.",
-    )
-    require(
-        jnp.issubdtype(jnp.result_type(cell), jnp.integer),
-        f"cell must be the number of a cell, an int; got {cell!r:.80}.",
-        TypeError,
-    )
-    require(
-        isinstance(cell, Tracer) or 0 <= cell < rows * columns,
-        f"the cells of a grid of {rows} x {columns} are 0 to {rows * columns - 1}; got {cell}.",
-    )
-    row = jnp.arange(shape[0], dtype=jnp.int32) // (shape[0] // rows)
-    column = jnp.arange(shape[1], dtype=jnp.int32) // (shape[1] // columns)
-    return row[:, None] * columns + column[None, :] == jnp.asarray(cell).astype(jnp.int32)
+    rows, columns = check_per_axis(grid, (0, 1), "grid")
+    height, width, *_ = shape
+    divides = height % rows == 0 and width % columns == 0
+    require(divides, f"{height} x {width} positions do not divide into {rows} x {columns} cells.")
+    cell = check_index(cell, rows * columns, "cell")
+    row = jnp.arange(height, dtype=jnp.int32) // (height // rows)
+    column = jnp.arange(width, dtype=jnp.int32) // (width // columns)
+    return row[:, None] * columns + column[None, :] == cell
 
 
 @noted
@@ -276,14 +264,14 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
 
     Args:
       key: a PRNG key.
-      labels: the class of each example, an array of ints of shape (n,), known when tracing.
+      labels: the class of each example, an array of ints of shape (n,), known when tracing, since
+        their classes are counted.
       num: how many examples to draw, at most the number of classes.
 
     Returns:
       An int32 array of shape (num,).
 
     Raises:
-      TypeError: for traced labels.
       ValueError: if the labels are of fewer classes.
 
     >>> images, labels = jnp.zeros((50, 8, 8, 3)), jnp.arange(50) // 5
@@ -291,19 +279,8 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
     >>> sj.metrics.mosaic(images[indices], (2, 2)).shape, len(set(labels[indices].tolist()))
     ((16, 16, 3), 4)
     """
-    num = check_integer(num, "num", least=1)
-    require(
-        not isinstance(labels, Tracer),
-        f"labels must be known when tracing, for their classes to be counted; got {labels}. Call "
-        "it outside of jit and vmap, or let the function close over np.asarray(labels).",
-        TypeError,
-    )
     classes, class_of = np.unique(np.ravel(labels), return_inverse=True)
-    require(
-        num <= len(classes),
-        f"there are no {num} examples of different classes among {class_of.size} of "
-        f"{len(classes)} classes.",
-    )
+    require(num <= len(classes), f"there are {len(classes)} different classes, not {num}.")
     class_key, example_key = jax.random.split(key)
     chosen = jax.random.choice(class_key, len(classes), (num,), replace=False)
     lot = jax.random.uniform(example_key, class_of.shape, jnp.float32)
@@ -319,17 +296,13 @@ def _compared(attribution, mask):
     array, inside = pad_axes(array, ndim), pad_axes(mask, ndim)
     require(
         broadcasts(inside, array.shape),
-        "a mask must be shaped like the attribution, or lack its last axes, or have length 1 along "
-        f"some; got {mask.shape} for an attribution of {jnp.shape(attribution)}.",
+        f"a mask of shape {mask.shape} is not like the attribution, {jnp.shape(attribution)}.",
     )
     if mask.dtype == bool:
         return array, inside
     binary = jnp.all((inside == 0) | (inside == 1))
-    require(
-        isinstance(binary, Tracer) or binary,
-        f"a mask holds bools, or numbers 0 and 1; got others, of dtype {mask.dtype}. Compare with "
-        "what means the object: mask == label, or mask > threshold.",
-    )
+    known = not isinstance(binary, Tracer)
+    require(not known or binary, "a mask holds bools, or 0 and 1: type mask == label, or mask > 0.")
     return jnp.where(binary, array, jnp.nan), inside == 1
 
 
@@ -344,13 +317,3 @@ def _positive_share(attribution, inside):
 def _unless_nan(attribution, value):
     undefined = jnp.any(jnp.isnan(attribution))
     return jnp.where(undefined, jnp.nan, value.astype(attribution.dtype))
-
-
-def _check_grid(grid):
-    pair = isinstance(grid, (tuple, list)) and len(grid) == 2
-    require(pair, f"grid must be a pair (rows, columns); got {grid!r:.80}.", TypeError)
-    rows, columns = grid
-    return (
-        check_integer(rows, "rows of the grid", least=1),
-        check_integer(columns, "columns of the grid", least=1),
-    )

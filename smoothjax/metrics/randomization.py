@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from smoothjax import reductions
-from smoothjax._checks import check_function, check_integer, require
+from smoothjax._checks import check_function, check_index, check_integer, require
 from smoothjax._loop import accumulate
 from smoothjax._transform import argument, at_argument, keyed, transform
 from smoothjax._trees import check_has_inexact, fit, is_inexact, path_string, wide_dtype
@@ -91,20 +90,11 @@ def parameter_randomization(
     True
     """
     at = at_argument(explain, 0)
-    check_function(reinitialize, "reinitialize")
     compare = _comparing(similarity)
-    require(
-        isinstance(layers, Mapping) and layers,
-        "layers are selections by name, the first to be randomised first, such as "
-        f"layers_at_depth(params); got {layers!r:.80}.",
-        TypeError,
-    )
-    require(
-        isinstance(cascade, bool), f"cascade must be True or False; got {cascade!r:.80}.", TypeError
-    )
+    is_dict = isinstance(layers, Mapping)
+    require(is_dict, f"layers must be like layers_at_depth(params); got {layers!r:.80}.", TypeError)
     layers = dict(layers)
     run = accumulate(reduction, chunk_size)
-    check_integer(len(layers), "the number of layers", least=reduction.min_samples)
 
     def similar(key, *args, **kwargs):
         params, explain_at = at(args, kwargs)
@@ -113,7 +103,7 @@ def parameter_randomization(
         stages = np.array([selected(layer, layers[layer], params) for layer in layers])
         if cascade:
             stages = np.logical_or.accumulate(stages)
-        anew = _check_anew(reinitialize(new_key, params), params)
+        anew = _like_params(reinitialize(new_key, params), params)
         attribution = explain_at(inner_key, params)
 
         def stage(k):
@@ -169,7 +159,7 @@ def random_logit(
 
     def similar(key, *args, **kwargs):
         label, explain_at = at(args, kwargs)
-        label = _check_label(label, num_classes)
+        label = check_index(label, num_classes, "label")
         class_key, inner_key = jax.random.split(key)
         # A step from 1 to num_classes - 1 leads to each other class, and never back.
         step = jax.random.randint(class_key, (), 1, num_classes, jnp.int32)
@@ -289,47 +279,21 @@ def _comparing(similarity):
 
     def compare(attribution, other):
         alike = jnp.asarray(similarity(attribution, other))
-        require(
-            alike.shape == (),
-            f"similarity(a, b) must return a scalar; got an array of shape {alike.shape}.",
-        )
+        require(alike.shape == (), f"similarity must return a scalar; got shape {alike.shape}.")
         return alike
 
     return compare
 
 
-def _check_anew(anew, params):
+def _like_params(anew, params):
     """The leaves of randomised params, in the dtypes of params."""
-    want, got = jax.tree.structure(params), jax.tree.structure(anew)
-    require(
-        got == want,
-        f"reinitialize(key, params) must return params of the same structure, {want!s:.200}; got "
-        f"{got!s:.200}.",
-    )
 
-    def of_leaf(path, new, old):
+    def of_leaf(path, old, new):
         if not is_inexact(old):
             return old
-        require(
-            jnp.shape(new) == jnp.shape(old),
-            "reinitialize(key, params) must return leaves of the same shapes; got "
-            f"{jnp.shape(new)} for {jnp.shape(old)} at {path_string(path)!r}.",
-        )
+        same = np.shape(new) == np.shape(old)
+        where = path_string(path)
+        require(same, f"reinitialize must keep shapes; got {np.shape(new)} at {where!r}.")
         return jnp.asarray(new).astype(old.dtype)
 
-    return jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, anew, params))
-
-
-def _check_label(given, num_classes):
-    label = jnp.asarray(given)
-    require(
-        label.shape == () and jnp.issubdtype(label.dtype, jnp.integer),
-        f"the argument after x must be the label, one integer; got {given!r:.80}.",
-        TypeError,
-    )
-    require(
-        isinstance(label, Tracer) or 0 <= label < num_classes,
-        f"label must be from 0 to {num_classes - 1}, since num_classes is {num_classes}; got "
-        f"{label}.",
-    )
-    return label.astype(jnp.int32)
+    return jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, params, anew))

@@ -21,9 +21,9 @@ from jax.core import Tracer
 from smoothjax import reductions
 from smoothjax._checks import require
 from smoothjax._loop import monte_carlo
-from smoothjax._perturb import additive, perturbation
+from smoothjax._perturb import additive, check_not_negative, perturbation
 from smoothjax._transform import at_argument, transform
-from smoothjax._trees import check_has_inexact, fit, is_float0, is_inexact, wide_dtype
+from smoothjax._trees import check_has_inexact, fit, is_array, is_float0, wide_dtype
 from smoothjax._typing import Explainer, Metric
 from smoothjax.reductions import Reduction
 
@@ -196,16 +196,21 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
     """The metric that reduces `change(explain(x), explain(x_i), x_i - x)` over draws x_i."""
     at = at_argument(explain, argnum)
     average = monte_carlo(num_samples, reduction, chunk_size)
-    _check_radius(radius)
+    if not callable(radius):
+        check_not_negative(radius, "radius")
+        require(isinstance(radius, Tracer) or np.any(radius), "radius must be above 0; got 0.")
 
     def metric(key, *args, **kwargs):
         x, explain_at = at(args, kwargs)
-        x = _check_input(x)
+        check_has_inexact(x)
+        require(is_array(x), f"x must be one array; got a {type(x).__name__}.", TypeError)
+        x = jnp.asarray(x)
         level = fit(radius(x) if callable(radius) else radius, x, "radius")
         noisy = perturbation(additive, level, sampler=_UNIFORM)(x)
         draws_key, inner_key = jax.random.split(key)
         explained = explain_at(inner_key, x)
-        _check_explained(explained)
+        reductions.check_no_estimate(explained)
+        require(_wide_leaves(explained), "the explainer returned no arrays.", TypeError)
 
         def draw(key):
             near = noisy(key)
@@ -246,37 +251,6 @@ def _norm(leaves):
     # In units of the largest, since the squares of tiny gradients underflow.
     unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
     return unit * jnp.sqrt(jnp.sum((flat / unit) ** 2))
-
-
-def _check_radius(radius):
-    if callable(radius):
-        return
-    fit(radius, jnp.zeros(np.shape(radius)), "radius")
-    known = not isinstance(radius, Tracer)
-    require(
-        not known or (np.all(np.asarray(radius) >= 0) and np.any(np.asarray(radius) > 0)),
-        f"radius must be above 0, in the units of x; got {radius!s:.80}.",
-    )
-
-
-def _check_input(x):
-    check_has_inexact(x)
-    got = f"one of dtype {x.dtype}" if is_inexact(x) else f"a {type(x).__name__}"
-    require(
-        is_inexact(x) and not jnp.issubdtype(x.dtype, jnp.complexfloating),
-        f"what is perturbed must be one array of real floating-point numbers; got {got}.",
-        TypeError,
-    )
-    return jnp.asarray(x)
-
-
-def _check_explained(explained):
-    reductions.check_no_estimate(explained)
-    require(
-        _wide_leaves(explained),
-        f"the explainer returned no arrays to compare, but {explained}.",
-        TypeError,
-    )
 
 
 def _maximum_init(draw, num):

@@ -262,7 +262,7 @@ BAD = [
     (
         lambda: sj.integrated_gradients(cubic, quadrature=lambda n: ([0.5], [1.0])),
         ValueError,
-        r"must return nodes and weights of shape \(50,\); got shapes \(1,\) and \(1,\)",
+        r"must return nodes and weights of shape \(50,\)",
     ),
     (lambda: sj.integrated_gradients(cubic, jnp.ones(2))(W, X), ValueError, "baseline of shape"),
     (lambda: sj.integrated_gradients(cubic, {"a": 0.0})(W, X), ValueError, "baseline must be one"),
@@ -275,7 +275,7 @@ BAD = [
         r"must be shaped like x, \(3,\); got \(4,\)",
     ),
     (lambda: sj.expected_gradients(cubic, X[None])(W, X), TypeError, "takes a PRNG key"),
-    (lambda: completeness_error(cubic)(W, X), TypeError, "an attribution is judged, which follows"),
+    (lambda: completeness_error(cubic)(W, X), TypeError, "the attribution is missing"),
 ]
 
 

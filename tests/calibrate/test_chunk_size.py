@@ -85,7 +85,7 @@ def test_candidates_over_the_memory_limit_are_not_run():
     assert [np.isinf(row.seconds) for row in tuning.table] == [False, False, True]
     assert [row.bytes for row in tuning.table] == needs
     assert tuning.best in (1, 2)
-    with pytest.raises(ValueError, match=r"no candidate of \[2, 4\] fits.*memory_limit is 100\."):
+    with pytest.raises(ValueError, match=r"no candidate fits into 100.0 bytes; they need \{2: "):
         tune_chunk_size(build, X, candidates=(2, 4), memory_limit=100)
 
 
@@ -154,10 +154,7 @@ def test_the_table_reads_well():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"build": 3}, TypeError, "build must be a function"),
-        ({"build": lambda size: size}, TypeError, "what build returns must be a function.*got 1"),
-        ({"candidates": ()}, ValueError, r"one or more different sizes; got \(\)"),
-        ({"candidates": (1, 1)}, ValueError, "one or more different sizes"),
+        ({"candidates": ()}, ValueError, "no candidate"),
         ({"candidates": (0, 1)}, ValueError, "each of candidates must be at least 1; got 0"),
         ({"candidates": (1.5,)}, TypeError, "each of candidates must be a Python int"),
         (

@@ -26,7 +26,7 @@ def test_the_attribution_is_taken_from_behind_the_argument_that_it_explains():
 
 
 def test_a_missing_attribution_is_an_error_that_says_where_it_belongs():
-    with pytest.raises(TypeError, match=r"metric\(params, x, attribution.*Got 2"):
+    with pytest.raises(TypeError, match=r"missing: \(params, x, attribution"):
         at_attribution(of_all, 1)(("params", "x"), {})
     with pytest.raises(TypeError, match="argnum=1"):
         at_attribution(of_all, 1)(("x",), {})
@@ -50,10 +50,10 @@ def test_attributions_are_widened_and_otherwise_left_alone():
         (jnp.array([1j], jnp.complex64), "complex64"),
         (np.zeros(3, jax.dtypes.float0), "float0"),
         (jnp.zeros((2, 0)), r"\(2, 0\)"),
-        ({"a": jnp.ones(2)}, "got a dict"),
-        ((jnp.ones(2), jnp.ones(2)), "got a tuple"),
-        (None, "NoneType"),
-        (Estimate(jnp.ones(2), jnp.ones(2), jnp.int32(3)), "of an Estimate, its mean"),
+        ({"a": jnp.ones(2)}, "got {'a'"),
+        ((jnp.ones(2), jnp.ones(2)), r"got \(Array"),
+        (None, "got None"),
+        (Estimate(jnp.ones(2), jnp.ones(2), jnp.int32(3)), "Judge the mean of an Estimate"),
     ],
 )
 def test_what_is_no_real_array_is_an_error(attribution, message):

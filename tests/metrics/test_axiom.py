@@ -69,10 +69,10 @@ def estimate():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: completeness_error(linear)(W, X), TypeError, r"metric\(params, x, attribution"),
+        (lambda: completeness_error(linear)(W, X), TypeError, r"missing: \(params, x, attribution"),
         (lambda: completeness_error(linear)(W, X, estimate()), TypeError, "Estimate"),
         (lambda: completeness_error(linear)(W, X, jnp.ones(4)), ValueError, r"\(3,\).*got \(4,\)"),
-        (lambda: completeness_error(linear)(W, X, (X, X)), ValueError, "a pytree like x"),
+        (lambda: completeness_error(linear)(W, X, (X, X)), TypeError, "must be one array"),
         (
             lambda: completeness_error(linear)(W, X, jnp.array([1j, 0, 0], jnp.complex64)),
             TypeError,

@@ -951,7 +951,7 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
             TypeError,
             r"(?s)argument 1 is missing.*in deletion\(smooth\)",
         ),
-        (lambda: deletion(smooth)(W, X), TypeError, "attribution is judged, which follows"),
+        (lambda: deletion(smooth)(W, X), TypeError, "the attribution is missing"),
         (lambda: deletion(smooth)(W, X, W[:5]), ValueError, r"shaped like x, \(7, 5, 2\)"),
         (lambda: deletion(smooth)(W, {"x": X}, X), TypeError, "one array; got a dict"),
         (lambda: deletion(smooth)(W, jnp.arange(3), X[:3, 0, 0]), TypeError, "floating-point"),

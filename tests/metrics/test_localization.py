@@ -233,7 +233,7 @@ def test_one_mask_fits_maps_with_and_without_channels(metric):
 def test_a_mask_that_does_not_fit_is_an_error(metric, shape):
     if shape == (H,):
         shape = (H - 1,)
-    with pytest.raises(ValueError, match=rf"mask must be shaped.*\({H}, {W}\)"):
+    with pytest.raises(ValueError, match=rf"mask of shape .* not like .*\({H}, {W}\)"):
         metric(MAP, np.ones(shape, bool))
 
 
@@ -401,26 +401,14 @@ def test_distinct_classes_takes_all_if_asked(key):
     [
         (lambda: mosaic(np.ones((5, 2, 2)), (2, 3)), r"\(6, H, W, \.\.\.\).*\(5, 2, 2\)"),
         (lambda: mosaic(np.ones((6, 2)), (2, 3)), r"\(6, 2\)"),
-        (lambda: mosaic(np.ones((6, 2, 2)), 6), "pair"),  # pyright: ignore
-        (lambda: mosaic(np.ones((6, 2, 2)), (1, 2, 3)), "pair"),  # pyright: ignore
-        (lambda: mosaic(np.ones((6, 2, 2)), (0, 3)), "rows of the grid"),
-        (lambda: cell_mask((4, 9), (2, 2), 0), r"2 x 2 cells.*\(4, 9\)"),
-        (lambda: cell_mask((4,), (2, 2), 0), r"\(4,\)"),
-        (
-            lambda: grid_pointing_game(np.ones((5, 9)), GRID, 0),
-            r"(?s)\(5, 9\).*in grid_pointing_game",
-        ),
+        (lambda: mosaic(np.ones((6, 2, 2)), (1, 2, 3)), "grid must be one number or one for each"),
+        (lambda: mosaic(np.ones((6, 2, 2)), (0, 3)), "grid must be at least 1"),
+        (lambda: cell_mask((4, 9), (2, 2), 0), "4 x 9 positions .* 2 x 2 cells"),
+        (lambda: grid_pointing_game(np.ones((5, 9)), GRID, 0), "(?s)5 x 9.*in grid_pointing_game"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 6), "0 to 5; got 6"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, -1), "0 to 5; got -1"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 1.0), "an int"),
-        (lambda: distinct_classes(jax.random.key(0), [1, 1, 2], 3), "2 classes"),
-        (lambda: distinct_classes(jax.random.key(0), [1, 1, 2], 0), "at least 1"),
-        (
-            lambda: jax.jit(lambda labels: distinct_classes(jax.random.key(0), labels, 2))(
-                np.arange(3)
-            ),
-            r"known when tracing.* close over np.asarray\(labels\)",
-        ),
+        (lambda: distinct_classes(jax.random.key(0), [1, 1, 2], 3), "2 different classes, not 3"),
     ],
 )
 def test_wrong_grids_cells_and_labels_are_errors(call, message):

@@ -404,9 +404,9 @@ def test_memory_does_not_grow_with_the_number_of_samples(key):
     ("settings", "message"),
     [
         ({"radius": 0}, "above 0"),
-        ({"radius": -0.1}, "above 0"),
-        ({"radius": np.nan}, "above 0"),
-        ({"radius": np.array([0.1, -0.1])}, "above 0"),
+        ({"radius": -0.1}, "must not be negative"),
+        ({"radius": np.nan}, "must not be negative"),
+        ({"radius": np.array([0.1, -0.1])}, "must not be negative"),
         ({"radius": "0.1"}, "radius must be a real number"),
         ({"radius": None}, "radius must be a real number"),
         ({"radius": 0.1, "num_samples": 0}, "num_samples must be at least 1"),
@@ -434,7 +434,7 @@ def test_bad_arguments_are_errors(key):
         made(key, X)
     with pytest.raises(TypeError, match="int32"):
         made(key, 1.0, jnp.arange(3, dtype=jnp.int32))
-    with pytest.raises(TypeError, match="complex64"):
+    with pytest.raises(TypeError, match="complex"):
         made(key, 1.0, jnp.array([1j], jnp.complex64))
     with pytest.raises(TypeError, match="got a dict"):
         made(key, 1.0, {"x": X})
