@@ -132,7 +132,7 @@ BAD_KEYS = [
     (
         (jax.random.split(jax.random.key(0), 4), jnp.ones(3), X),
         ValueError,
-        r"shape \(4,\).*jax.vmap",
+        r"one PRNG key; for \(4,\).*jax.vmap",
     ),
 ]
 

@@ -929,7 +929,7 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: deletion(smooth, patch=0), ValueError, "patch must be at least 1; got 0"),
         (lambda: deletion(smooth, patch=(2, 2, 2)), ValueError, "patch must be one number"),
         (lambda: deletion(smooth, axes=3), TypeError, "axes must be a tuple"),
-        (lambda: deletion(smooth, argnum=-1), ValueError, "argnum counts"),
+        (lambda: deletion(smooth, argnum=-1), ValueError, "argnum must be at least 0"),
         (lambda: information_curve(smooth, information=8), TypeError, "must be a function"),
         (lambda: information_curve(smooth, num_steps=True), TypeError, "num_steps must be"),
         (
@@ -949,7 +949,7 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (
             lambda: deletion(smooth)(W),
             TypeError,
-            r"(?s)argument 1 is missing.*in deletion\(smooth\)",
+            r"(?s)argnum=1.* is missing.*in deletion\(smooth\)",
         ),
         (lambda: deletion(smooth)(W, X), TypeError, "the attribution is missing"),
         (lambda: deletion(smooth)(W, X, W[:5]), ValueError, r"shaped like x, \(7, 5, 2\)"),
@@ -964,12 +964,12 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (
             lambda: faithfulness_correlation(smooth, subset_size=70)(KEY, W, X, X),
             ValueError,
-            "subset of 70 features must leave some of all 70",
+            "subset of 70 is all of 70",
         ),
         (
             lambda: infidelity(smooth, perturbation=lambda key, x: 1.0)(KEY, W, X, X),
             ValueError,
-            r"shaped like x, \(7, 5, 2\); got one of shape \(\)",
+            r"shaped like x, \(7, 5, 2\); got \(\)",
         ),
         (
             lambda: infidelity(smooth)(KEY, 1.0, X[0, 0, :1], X[0, 0, :1]),
