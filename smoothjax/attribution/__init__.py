@@ -1,5 +1,6 @@
 """Methods: functions that take a score and return an explainer."""
 
+from smoothjax.attribution import lrp_rules as lrp_rules
 from smoothjax.attribution.baselines import blur as blur
 from smoothjax.attribution.baselines import channel_mean as channel_mean
 from smoothjax.attribution.cam import gradcam as gradcam
@@ -12,6 +13,7 @@ from smoothjax.attribution.gradient import saliency as saliency
 from smoothjax.attribution.guided_backprop import deconvnet as deconvnet
 from smoothjax.attribution.guided_backprop import guided_backprop as guided_backprop
 from smoothjax.attribution.hsic import hsic as hsic
+from smoothjax.attribution.lrp import lrp as lrp
 from smoothjax.attribution.occlusion import occlusion as occlusion
 from smoothjax.attribution.rise import rise as rise
 from smoothjax.attribution.sobol import sobol as sobol
