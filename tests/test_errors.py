@@ -12,6 +12,7 @@ ROOMS = {
     "smoothjax": sj,
     "attribution": sj.attribution,
     "calibrate": sj.calibrate,
+    "lrp_rules": sj.attribution.lrp_rules,
     "metrics": sj.metrics,
     "noise": sj.noise,
     "spectral": sj.spectral,
@@ -26,7 +27,10 @@ SILENT = {
     "is_stochastic",
     "residual_bits",
     "spearman",
+    "zplus",
 }
+# Modules that are also what imports their helpers.
+MODULES = (sj.attribution.lrp_rules, sj.noise)
 
 
 def public_functions():
@@ -34,8 +38,7 @@ def public_functions():
     for room in ROOMS.values():
         for name, value in vars(room).items():
             is_public = isinstance(value, types.FunctionType) and not name.startswith("_")
-            # The module of noise is also what imports its helpers.
-            if is_public and (room is not sj.noise or value.__module__ == room.__name__):
+            if is_public and (room not in MODULES or value.__module__ == room.__name__):
                 found[name] = value
     return found
 

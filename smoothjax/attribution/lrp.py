@@ -6,6 +6,7 @@ a rule here; `smoothjax.attribution.lrp_rules` has those of the layers.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,10 @@ _SELECTIONS = frozenset(
     "max min reduce_max reduce_min reduce_window_max reduce_window_min cummax cummin select_n sort "
     "top_k gather dynamic_slice".split()
 )
-# Elementwise functions that have no rule as activations: exp, those that are constant in steps, and
-# those that are not finite at 0.
+# Elementwise functions that are no activations: exp, what is constant in steps or not finite at 0.
 _NO_ACTIVATIONS = frozenset(
     "acosh ceil digamma div erf_inv exp exp2 floor lgamma log nextafter pow rem round rsqrt "
-    "sign".split()
+    "sign stop_gradient".split()
 )
 # What an epsilon, a mask, a scale and a change of shape are written with.
 _SCALING = frozenset(
@@ -87,56 +87,57 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     check_function(rules, "rules")
 
     def attribute(score_of, leaves):
-        whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_function(call)))
+        whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_activation(call)))
         program, layers = with_layers(whole)
         softmaxes = {part for equation in program.equations for part in _softmax(equation)}
-        relevances = {}  # of x itself, where a rule gives it
+        of_x: dict[Variable, Any] = dict.fromkeys(program.inputs, 0)  # what rules give x itself
+
+        def through(layer, variable, a):
+            z = layer(a)
+
+            def pull(cotangents):
+                relevance = rules(layer, a, z * cotangents[0])
+                require(
+                    jnp.shape(relevance) == a.shape,
+                    "a rule must return the relevance of the input of the layer, of shape "
+                    f"{a.shape}; got {jnp.shape(relevance)}.",
+                )
+                if not layer.reads_input:
+                    return [ratio(relevance, a)]
+                of_x[variable] += relevance  # an x of 0 may have some
+                return [None]
+
+            return [z], pull
 
         def rule(equation, *inputs):
             if equation in layers:
-                return _through(equation, layers[equation], rules, relevances, *inputs)
-            if not any(v.is_inexact for v in equation.outputs):
-                return equation(*inputs), None
-            if equation.is_linear or equation in softmaxes:
+                return through(layers[equation], *equation.inputs, *inputs)
+            if equation in softmaxes:
                 return jax.vjp(equation, *inputs)
-            if equation.primitive == "stop_gradient":
-                return equation(*inputs), lambda cotangents: [None]
-            if _is_function(equation):
-                return _activation(equation, *inputs)
-            if equation.primitive in _SELECTIONS:
-                return jax.vjp(equation, *inputs)
-            if equation.primitive in PRODUCTS or _deviations(equation):
-                return _product(equation, *inputs)
-            return equation(*inputs), lambda cotangents: _refuse(equation)
+            return _passed_on(equation, *inputs)
 
         (value,), pull_back = vjp(program, leaves, rule)
-        ratios = pull_back([jnp.ones_like(value)])
-        return [
-            x * c + relevances.get(v, 0)
-            for x, c, v in zip(leaves, ratios, program.inputs, strict=True)
-        ]
+        ratios = zip(leaves, program.inputs, pull_back([jnp.ones_like(value)]), strict=True)
+        return [x * c + of_x[variable] for x, variable, c in ratios]
 
     return by_rules(score, argnum, attribute)
 
 
-def _through(equation, layer, rules, relevances, a):
-    """A layer, by its rule."""
-    z = layer(a)
-
-    def pull(cotangents):
-        relevance = rules(layer, a, z * cotangents[0])
-        require(
-            jnp.shape(relevance) == a.shape,
-            f"a rule must return the relevance of the input of the layer, {a.shape}; got "
-            f"{jnp.shape(relevance)}.",
-        )
-        if not layer.reads_input:
-            return [ratio(relevance, a)]
-        (x,) = equation.inputs
-        relevances[x] = relevances.get(x, 0) + relevance
-        return [None]
-
-    return [z], pull
+def _passed_on(equation, *inputs):
+    """What is no layer, and not in a softmax, by what it is."""
+    if not any(v.is_inexact for v in equation.outputs):
+        return equation(*inputs), None
+    if equation.is_linear:
+        return jax.vjp(equation, *inputs)
+    if equation.primitive == "stop_gradient":
+        return equation(*inputs), lambda cotangents: [None]
+    if _is_activation(equation):
+        return _activation(equation, *inputs)
+    if equation.primitive in _SELECTIONS:
+        return jax.vjp(equation, *inputs)
+    if equation.primitive in PRODUCTS or _deviations(equation):
+        return _product(equation, *inputs)
+    return equation(*inputs), lambda cotangents: _refuse(equation)
 
 
 def _activation(equation, x):
@@ -174,12 +175,14 @@ def _refuse(equation):
     )
 
 
-def _is_function(equation):
-    """Whether it is an activation: an elementwise function of one input."""
+def _is_activation(equation):
+    """Whether it is an elementwise function of one input, with a rule."""
     if len(equation.inputs) != 1 or len(equation.outputs) != 1 or not equation.is_elementwise:
         return False
     dtypes = equation.inputs[0].aval.dtype, equation.outputs[0].aval.dtype
     are_real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+    if equation.body is not None and equation.primitive != "elementwise":
+        return are_real and all(part.is_linear or _is_activation(part) for part in equation.parts)
     is_reciprocal = equation.primitive == "integer_pow" and equation.params["y"] < 0
     return are_real and not is_reciprocal and equation.primitive not in _NO_ACTIVATIONS
 
