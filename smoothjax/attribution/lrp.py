@@ -15,7 +15,16 @@ from smoothjax._checks import check_function, require
 from smoothjax._transform import transform
 from smoothjax._typing import Explainer, Score
 from smoothjax.attribution._layers import ratio, with_layers
-from smoothjax.attribution._program import PRODUCTS, Constant, Equation, Variable, vjp
+from smoothjax.attribution._program import (
+    PRODUCTS,
+    Constant,
+    Equation,
+    Program,
+    Variable,
+    as_one,
+    live,
+    vjp,
+)
 from smoothjax.attribution._trace import by_rules, trace
 from smoothjax.attribution.lrp_rules import Rule, epsilon
 
@@ -71,8 +80,8 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
       ValueError: when called, if a rule returns relevance of another shape than its input's.
       NotImplementedError: when called, for an operation that none of the above is, which is named.
 
-    Cost: two gradients with the epsilon rule, about five with the others. A `jax.lax.scan` is
-    unrolled.
+    Cost: under `jax.jit`, one gradient with the epsilon rule, about five with the others. A
+    `jax.lax.scan` is unrolled.
 
     Source: Bach et al. 2015, doi 10.1371/journal.pone.0130140; for attention, Achtibat et al. 2024,
     arXiv 2402.05602.
@@ -88,8 +97,7 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
 
     def attribute(score_of, leaves):
         whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_activation(call)))
-        program, layers = with_layers(whole)
-        softmaxes = {part for equation in program.equations for part in _softmax(equation)}
+        program, layers = with_layers(_with_softmaxes(whole))
         of_x: dict[Variable, Any] = dict.fromkeys(program.inputs, 0)  # what rules give x itself
 
         def through(layer, variable, a):
@@ -112,8 +120,6 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
         def rule(equation, *inputs):
             if equation in layers:
                 return through(layers[equation], *equation.inputs, *inputs)
-            if equation in softmaxes:
-                return jax.vjp(equation, *inputs)
             return _passed_on(equation, *inputs)
 
         (value,), pull_back = vjp(program, leaves, rule)
@@ -124,10 +130,10 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
 
 
 def _passed_on(equation, *inputs):
-    """What is no layer, and not in a softmax, by what it is."""
+    """An equation that is no layer, by what it is."""
     if not any(v.is_inexact for v in equation.outputs):
         return equation(*inputs), None
-    if equation.is_linear:
+    if equation.is_linear or equation.primitive == "softmax":
         return jax.vjp(equation, *inputs)
     if equation.primitive == "stop_gradient":
         return equation(*inputs), lambda cotangents: [None]
@@ -207,15 +213,21 @@ def _is_deviation(factor: Variable, product: Equation) -> bool:
     return exponent is not None and exponent == (0.5 if is_divisor else -0.5)
 
 
-def _softmax(equation: Equation) -> list[Equation]:
-    """The quotient and the exponential of a softmax, if the equation is the quotient."""
-    if equation.primitive != "div" or len(equation.inputs) != 2:
-        return []
-    (above, _), (below, is_inverted) = map(_before, equation.inputs)
+def _with_softmaxes(program: Program) -> Program:
+    """The program in which each softmax is one equation."""
+    equations = [_softmax(equation) or equation for equation in program.equations]
+    return live(program._replace(equations=equations))
+
+
+def _softmax(quotient: Equation) -> Equation | None:
+    """A softmax as one equation, given its last."""
+    if quotient.primitive != "div" or len(quotient.inputs) != 2:
+        return None
+    (above, _), (below, is_inverted) = map(_before, quotient.inputs)
     if above is None or below is None or below.primitive != "reduce_sum" or is_inverted:
-        return []
+        return None
     is_softmax = above.primitive in ("exp", "exp2") and _before(below.inputs[0])[0] is above
-    return [equation, above] if is_softmax else []
+    return as_one("softmax", above.inputs, quotient.outputs) if is_softmax else None
 
 
 def _before(variable: Variable) -> tuple[Equation | None, bool]:
