@@ -90,8 +90,8 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["last"]
     >>> params = {"hidden": jnp.array([[1.0, -1.0], [1.0, 2.0]]), "last": jnp.array([1.0, 3.0])}
     >>> explain = sj.lrp(score, sj.attribution.lrp_rules.zplus())
-    >>> explain(params, jnp.array([1.0, 1.0]))
-    Array([1., 4.], dtype=float32)
+    >>> explain(params, jnp.array([1.0, 1.0])), score(params, jnp.array([1.0, 1.0]))
+    (Array([1., 4.], dtype=float32), Array(5., dtype=float32))
     """
     check_function(rules, "rules")
 

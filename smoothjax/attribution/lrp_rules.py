@@ -176,9 +176,8 @@ def box(low: Any, high: Any) -> Rule:
     def rule(layer, a, relevance):
         require(
             layer.reads_input,
-            f"the bounds are those of x, which is not the input of the layer {layer.name} "
-            f"({layer.source}). Type by_layer(lambda layer: box(low, high) if layer.reads_input "
-            "else ...).",
+            f"the bounds are those of x, which the layer at {layer.source} does not read: type "
+            "by_layer(lambda layer: box(low, high) if layer.reads_input else ...).",
         )
         d, _, divide = layer.contributions(
             a - jnp.asarray(low, a.dtype), a - jnp.asarray(high, a.dtype)

@@ -164,6 +164,7 @@ def test_relevance_is_conserved(name):
     """Through all that a network without biases is made of; epsilon to 0 is x * gradient."""
     got = jax.jit(sj.lrp(cnn, CONSERVING[name]))(None, IMAGE)
     score, gradient = jax.jit(jax.value_and_grad(cnn, argnums=1))(None, IMAGE)
+    assert abs(score) > 1
     np.testing.assert_allclose(jnp.sum(got), score, rtol=1e-4)
     if name == "epsilon":
         close(got, IMAGE * gradient)
@@ -173,10 +174,14 @@ def test_relevance_is_conserved(name):
 
 def test_alpha_beta_conserves():
     """Where an output has contributions of both signs."""
-    x, kernel = jnp.abs(X), W1[:, :2]
-    assert np.all(np.any(kernel > 0, 0) & np.any(kernel < 0, 0))
-    got = relevance(lambda x: jnp.sum(jax.nn.relu(x @ kernel)), rules.alpha_beta(), x)
-    np.testing.assert_allclose(jnp.sum(got), jnp.sum(jax.nn.relu(x @ kernel)), rtol=1e-4)
+
+    def score(x):
+        return jnp.sum(jax.nn.relu(x @ W1) - 2 * x @ W1)
+
+    contributions = X[:, None] * W1
+    assert np.all(np.any(contributions > 0, 0) & np.any(contributions < 0, 0))
+    got = relevance(score, rules.alpha_beta())
+    np.testing.assert_allclose(jnp.sum(got), score(X), rtol=1e-4)
 
 
 def test_the_box_rule_conserves_with_biases():
