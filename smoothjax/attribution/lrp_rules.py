@@ -2,8 +2,8 @@
 
 A rule is a function `rule(layer, a, relevance)` of a `Layer`, of its input a, and of the relevance
 of its output `z_j = sum_i c_ij + b_j`, where `c_ij = a_i w_ij` is a contribution. It returns the
-relevance of a: each R_j, divided among the contributions to it. In the formulas, p_j and n_j are
-the sums of the positive and of the negative contributions, each with the bias if that has its sign.
+relevance of a: each R_j, divided among the contributions to it. The formulas call p_j and n_j the
+sums of the positive and of the negative contributions, each with the bias if that has its sign.
 
 A rule of your own is any such function, with `jax.vjp(layer, a)` or `layer.contributions` to build
 it from. A composite is a rule as well: `by_layer` makes one of a function that chooses.
@@ -29,7 +29,7 @@ Rule = Callable[[Layer, jax.Array, jax.Array], jax.Array]
 def epsilon(epsilon: float = 1e-6) -> Rule:
     """Returns the epsilon rule: `R_i = sum_j c_ij R_j / (z_j + epsilon sign(z_j))`.
 
-    For epsilon to 0 in a network of ReLUs, max pooling and sums, the map is `x * gradient`.
+    The map is `x * gradient` for epsilon to 0 in a network of ReLUs, max pooling and sums.
 
     Args:
       epsilon: how much of each output, in its units, is left without relevance; more makes the map
@@ -65,8 +65,8 @@ def gamma(gamma: float = 0.25) -> Rule:
     with `min(c_ij, 0)` and n_j where z_j < 0.
 
     Args:
-      gamma: how much. Near 0 it is the epsilon rule for epsilon to 0; for gamma to infinity, it is
-        the z-plus rule where z_j >= 0.
+      gamma: how much they are favoured. The rule tends to the epsilon rule without epsilon for
+        gamma to 0, and to the z-plus rule, where z_j >= 0, for gamma to infinity.
 
     Returns:
       A rule. It conserves relevance but for the shares of biases.

@@ -82,6 +82,13 @@ def test_two_layers_by_hand(name):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+def test_dtypes(name):
+    x, first, last = (a.astype(jnp.bfloat16) for a in (A, FIRST, LAST))
+    explain = sj.lrp(lambda x: jax.nn.relu(x @ first) @ last, BY_HAND[name][0], argnum=0)
+    assert jax.eval_shape(explain, x).dtype == jnp.bfloat16
+
+
 BIASED = {  # 10 is the relevance of 3 - 2 + 4 = 5, or -10 of 3 - 2 - 6 = -5
     "epsilon": (SMALL, 4, [10 * 3 / 5, 10 * -2 / 5]),
     "z-plus": (rules.zplus(), 4, [10 * 3 / 7, 0.0]),
