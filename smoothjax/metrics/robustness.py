@@ -209,8 +209,9 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
 
         def draw(key):
             near = noisy(key)
-            # What the explainer saw: in half precision x + step is rounded.
+            # What the explainer saw: in half precision x + step is rounded, and NaN stays.
             step = near.astype(level.dtype) - x.astype(level.dtype)
+            step = jnp.where(jnp.isfinite(x), step, 0)
             return change(explained, explain_at(inner_key, near), step)
 
         found = average(draw, draws_key)
