@@ -225,7 +225,7 @@ def _relative_change(explained, moved, step):
     del step
     change, size = _norm(_difference(moved, explained)), _norm(_wide_leaves(explained))
     # Nothing has not changed if it is still nothing.
-    return jnp.where(change == 0, 0, change / size)
+    return change / jnp.where(change == 0, 1, size)
 
 
 def _difference(moved, explained):
@@ -246,7 +246,7 @@ def _norm(leaves):
     largest = jnp.max(flat, initial=0)
     # In units of the largest, since the squares of tiny gradients underflow.
     unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-    return unit * jnp.sqrt(jnp.sum((flat / unit) ** 2))
+    return unit * reductions.root(jnp.sum((flat / unit) ** 2))
 
 
 def _check_radius(radius):
