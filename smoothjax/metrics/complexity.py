@@ -70,7 +70,9 @@ def entropy(attribution: Any) -> jax.Array:
     2.0
     """
     p = _shares(attribution)
-    return jnp.sum(entr(jnp.where(p == 0, 1, p)))  # both have none, and the derivative of 1 is known
+    return jnp.sum(
+        entr(jnp.where(p == 0, 1, p))
+    )  # both have none, and the derivative of 1 is known
 
 
 def _shares(attribution):
