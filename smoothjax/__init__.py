@@ -29,6 +29,7 @@ from smoothjax.noise import adaptive as adaptive
 from smoothjax.noise import by_path as by_path
 from smoothjax.noise import relative as relative
 from smoothjax.pooling import pool as pool
+from smoothjax.scores import class_score as class_score
 from smoothjax.smoothing import adaptgrad as adaptgrad
 from smoothjax.smoothing import fusiongrad as fusiongrad
 from smoothjax.smoothing import noisegrad as noisegrad

@@ -22,11 +22,13 @@ from smoothjax._trees import (
     resolve,
     wide_dtype,
 )
-from smoothjax._typing import PyTree, Sampler
+from smoothjax._typing import PyTree, Rule, Sampler
 
 # How many numbers are drawn with one key at most, and with how many keys at once.
 _MAX_BLOCK = 1024
 _BLOCKS_AT_ONCE = 256
+
+_BY_RANGE = "__smoothjax_by_range__"
 
 
 def additive(leaf: jax.Array, noise: jax.Array) -> jax.Array:
@@ -95,6 +97,8 @@ def levels_of(argument: PyTree, sigma: Any, where: Any = None) -> dict[int, jax.
     # A rule sees 0 for what is left out, which might not fit it.
     seen = [leaf if i in places else 0 for i, leaf in enumerate(leaves)]
     sigmas = resolve(sigma, treedef.unflatten(seen), "sigma")
+    if where is None:
+        jax.tree.map(_check_one_range, sigma, argument)
     levels = {}
     for i in places:
         require(
@@ -106,6 +110,25 @@ def levels_of(argument: PyTree, sigma: Any, where: Any = None) -> dict[int, jax.
         check_not_negative(sigmas[i], "sigma")
         levels[i] = fit(sigmas[i], jnp.asarray(leaves[i]), "sigma", paths[i])
     return levels
+
+
+def by_range(rule: Rule) -> Rule:
+    """Returns a rule, marked as one that takes the level of a leaf from that leaf's values."""
+    setattr(rule, _BY_RANGE, True)
+    return rule
+
+
+def _check_one_range(level, part):
+    """Raises if a level by range is that of several leaves, of which one may be a float mask."""
+    if not getattr(level, _BY_RANGE, False):
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(part)
+    found = [path_string(path) for path, leaf in leaves if is_inexact(leaf)]
+    require(
+        len(found) <= 1,
+        "a level by range for an argument of several leaves needs `where`, or a level for each of "
+        f"{found!s:.200}; where=True perturbs them all.",
+    )
 
 
 def check_not_negative(value: Any, name: str) -> None:

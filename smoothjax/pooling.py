@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from smoothjax._checks import check_function, check_integer
 from smoothjax._transform import keyed, transform
-from smoothjax._trees import is_float0
+from smoothjax._trees import is_float0, is_inexact
 from smoothjax._typing import Explainer
 from smoothjax.reductions import check_no_estimate
 
@@ -18,6 +19,7 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
     Maps are signed and per channel until you say otherwise. Sums keep the sign, so that opposite
     channels cancel; absolute sums and norms do not. Pooling first and averaging later is another
     map than averaging first: compare `smoothgrad(pool(f, how))` with `pool(smoothgrad(f), how)`.
+    Where all channels are 0, a norm has the derivative 0.
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first.
@@ -41,7 +43,31 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
     """
     check_function(how, "how")
     axis = check_integer(axis, "axis")
-    return map_leaves(explain, lambda leaf: how(leaf, axis=axis))
+    return map_leaves(explain, lambda leaf: _even_at_zero(how, leaf, axis))
+
+
+def _even_at_zero(how, leaf, axis):
+    """`how(leaf, axis=axis)`; where all channels are 0, with the mean derivative on either side.
+
+    For a sum it is the derivative, for a norm it is 0, where its formula makes it NaN.
+    """
+    value = how(jax.lax.stop_gradient(leaf), axis=axis)
+    if not is_inexact(leaf) or not is_inexact(value):
+        return value
+    nothing = jnp.all(leaf == 0, axis=axis, keepdims=True)
+    # So small that it is no more than rounding elsewhere, and that its square does not underflow.
+    step = jnp.where(nothing, jnp.finfo(leaf.dtype).tiny ** 0.25, 0).astype(leaf.dtype)
+    beside = (how(leaf + step, axis=axis) + how(leaf - step, axis=axis)) / 2
+    return _differentiated_as(value, beside)
+
+
+@jax.custom_jvp
+def _differentiated_as(value, like):
+    del like
+    return value
+
+
+_differentiated_as.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
 def map_leaves(explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:

@@ -94,7 +94,7 @@ def relative_error(estimate: Estimate) -> jax.Array:
 
     noise, power = norm2(estimate.stderr), norm2(estimate.mean)
     drowned = power <= noise  # and not where either is NaN, which passes on
-    return jnp.where(drowned, jnp.inf, jnp.sqrt(noise / jnp.where(drowned, 1, power - noise)))
+    return jnp.where(drowned, jnp.inf, root(noise / jnp.where(drowned, 1, power - noise)))
 
 
 def mean() -> Reduction:
@@ -311,7 +311,7 @@ def _moments_to_variance(state):
 def _moments_to_estimate(state):
     n = state.count
     variance = jax.tree.map(lambda m2: variance_of_mean(m2, n), state.m2)
-    return Estimate(_cast(state.mean, state.dtypes), jax.tree.map(jnp.sqrt, variance), n)
+    return Estimate(_cast(state.mean, state.dtypes), jax.tree.map(root, variance), n)
 
 
 def variance_of_mean(m2: jax.Array, num: jax.Array) -> jax.Array:
@@ -337,6 +337,11 @@ def _real(dtype):
 def abs2(x: jax.Array) -> jax.Array:
     """Returns the squared magnitude, real also for complex numbers."""
     return jnp.real(x * jnp.conj(x))
+
+
+def root(x: jax.Array) -> jax.Array:
+    """Returns the square root, whose derivative is 0 where it is 0."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def _answer_dtypes(draw):

@@ -43,13 +43,16 @@ def smoothgrad(
       explain: a function `explain(params, x, *rest)`, such as `jax.grad(score, argnums=1)`, that
         returns a pytree of arrays; or a stochastic one, with a key first.
       sigma: the noise level in the argument's own units: a number or array that broadcasts to each
-        leaf, a pytree prefix of those, or a function of the argument that returns one, such as
-        `relative(0.15)` (15 % of each leaf's max - min) or `adaptive(bounds)`. It may be traced.
+        leaf; a rule, which is a function of the argument that returns those, such as
+        `relative(0.15)` (15 % of max - min), `relative(0.15, examples)` (of the range of each
+        feature, for tabular data) or `adaptive(bounds)`; or a pytree prefix of numbers, arrays and
+        rules. It may be traced.
       num_samples: the number of draws.
       argnum: the argument that the noise is on, counted from 0 after the key: 1 is x. Of a pytree,
         floating-point array leaves are perturbed, and the rest passes untouched.
       where: which leaves to perturb: a pytree prefix of bools, or a function of the argument that
-        returns one, such as `by_path(...)`. None means all.
+        returns one, such as `by_path(...)`. None means all; one level by range for several leaves
+        needs it, since one may be a mask of floats.
       sampler: a function `(key, shape, dtype)` of independent draws, of mean 0 and variance 1, like
         those of `jax.random`. It is asked for blocks, not for leaves.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
@@ -230,7 +233,7 @@ def adaptgrad(
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first.
       bounds: a pair (lo, hi) that broadcasts to x, in the units of x: after normalisation, if x is
-        normalised, and per channel then.
+        normalised, and per channel then. Or a pytree prefix of pairs, one for each leaf of x.
       confidence: each element of a draw stays inside its bounds with at least this probability.
       **options: the other keyword arguments of `smoothgrad`.
 

@@ -159,7 +159,8 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
         return {"a": params["w"] * x["a"] ** 2, "b": (x["b"][0] ** 2,)}
 
     if transform is TRANSFORMS["adaptgrad"]:
-        transform = transform._replace(build=functools.partial(sj.adaptgrad, bounds=(-9.0, 9.0)))
+        bounds = {"a": (-9.0, 9.0), "b": (-9.0, 9.0)}
+        transform = transform._replace(build=functools.partial(sj.adaptgrad, bounds=bounds))
     if transform.build is sj.smoothgrad or transform.build in (sj.vargrad, sj.squaregrad):
         transform = transform._replace(build=functools.partial(transform.build, sigma=0.1))
     noisy = transform.build(explain, num_samples=3, chunk_size=2)(key, params, x)

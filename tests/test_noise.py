@@ -194,7 +194,7 @@ def test_relative_is_a_fraction_of_each_leafs_range():
     levels = sj.relative(0.25)(x)
     assert (levels["a"], levels["b"]) == (1.0, 0.125)
     np.testing.assert_allclose(
-        draws_of(x, sj.relative(0.25), num_samples=3)["a"] - x["a"][None],
+        draws_of(x, sj.relative(0.25), num_samples=3, where=True)["a"] - x["a"][None],
         draws_of(x, 1.0, num_samples=3)["a"] - x["a"][None],
         rtol=1e-5,
         atol=1e-6,
@@ -304,6 +304,10 @@ BAD_RULES = [
     (lambda: sj.adaptive((0.0, 1.0), np.array([0.5, 0.9])), TypeError, "confidence must be a num"),
     (lambda: sj.adaptive((0.0, 1.0), 0.99999999), ValueError, "confidence must be inside"),
     (lambda: sj.adaptive(1.0), ValueError, r"bounds must be a pair \(lo, hi\) of real.*got 1.0"),
+    (lambda: sj.adaptive(None), ValueError, "pair .* of real numbers.*got None"),
+    (lambda: sj.adaptive((0.0, 1.0, 2.0)), ValueError, r"got \(0.0, 1.0, 2.0\)"),
+    (lambda: sj.adaptive({"a": 1.0}), ValueError, "pytree prefix of pairs; got {'a': 1.0}"),
+    (lambda: sj.adaptive({"a": (1.0, 0.0)}), ValueError, "bounds must have lo < hi everywhere"),
     (lambda: sj.adaptive((1.0, 1.0)), ValueError, "bounds must have lo < hi everywhere"),
     (lambda: sj.adaptive((0.0, np.array([1.0, -1.0]))), ValueError, "lo < hi everywhere"),
     (lambda: sj.adaptive((0.0, np.nan)), ValueError, "lo < hi everywhere"),
@@ -464,8 +468,158 @@ def test_box_muller_on_leaves_keys_and_draws_is_independent():
     assert stats.kstest(np.concatenate([a, b]).ravel(), "norm").pvalue > 1e-3
 
 
-def test_nan_passes_on():
-    assert np.all(np.isnan(draws_of(jnp.array([jnp.nan, 1.0]), sj.relative(0.1), num_samples=2)))
+def test_missing_and_infinite_values_stay_what_they_are_and_do_not_count():
+    x = jnp.array([jnp.nan, 1.0, 3.0, -jnp.inf])
+    for sigma in (sj.relative(0.1), sj.adaptive((0.0, 4.0), 0.5)):
+        draws = draws_of(x, sigma, num_samples=200)
+        np.testing.assert_array_equal(draws[:, 0], np.nan)
+        np.testing.assert_array_equal(draws[:, 3], -np.inf)
+        want = np.asarray(sigma(jnp.array([1.0, 3.0])))
+        np.testing.assert_allclose(draws[:, 1:3].std(0), want * np.ones(2), rtol=0.3)
+    assert sj.relative(0.1)(x) == np.float32(0.2)
+    assert sj.adaptive((0.0, 4.0))(x)[0] == 0
+    for nothing in (jnp.full(3, jnp.nan), jnp.array([jnp.inf, 2.0]), jnp.full(2, -jnp.inf)):
+        assert sj.noise.span(nothing) == 0
+    gradient = jax.grad(lambda x: sj.relative(1.0)(x))(x)
+    np.testing.assert_array_equal(gradient, [0.0, -1.0, 1.0, 0.0])
+
+
+def test_a_missing_value_does_not_stop_the_noise_on_others(key):
+    """The explained function is linear, so that its map is right under any noise."""
+
+    def imputed(p, x):
+        return jnp.sum(p * jnp.where(jnp.isnan(x), 0.0, x))
+
+    p, x = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, jnp.nan, 3.0])
+    explain = sj.saliency(imputed)
+    for smooth in (sj.smoothgrad(explain), sj.adaptgrad(explain, (0.0, 4.0))):
+        np.testing.assert_array_equal(smooth(key, p, x), [1.0, 0.0, 3.0])
+    for judge in (
+        sj.metrics.max_sensitivity,
+        sj.metrics.average_sensitivity,
+        sj.metrics.local_lipschitz,
+    ):
+        assert judge(explain, radius=sj.relative(0.1))(key, p, x) == 0
+    assert abs(sj.metrics.infidelity(imputed)(key, p, x, p)) < 1e-9  # p for the missing value, too
+
+
+def test_a_float_mask_beside_the_data_needs_where(key):
+    def masked(p, x):
+        return jnp.sum(jax.nn.softmax(x["logit"] + x["mask"]) * jnp.arange(4.0))
+
+    x = {"logit": jnp.arange(4.0), "mask": jnp.array([0.0, 0.0, -1e9, -1e9])}
+    explain = sj.saliency(masked)
+    message = (
+        r"several leaves needs `where`, or a level for each of \['logit', 'mask'\]; where=True"
+    )
+    for smooth in (
+        sj.smoothgrad(explain),
+        sj.vargrad(explain),
+        sj.squaregrad(explain),
+        sj.fusiongrad(explain, sigma_weights=0.0),
+        sj.adaptgrad(explain, (-1e9, 10.0)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            smooth(key, {"w": jnp.ones(1)}, x)
+    smooth = jax.jit(
+        sj.smoothgrad(explain, 0.1, num_samples=400, where={"logit": True, "mask": False})
+    )
+    want = np.exp(1) / (1 + np.exp(1)) ** 2 * np.array([-1, 1, 0, 0])
+    np.testing.assert_allclose(smooth(key, None, x)["logit"], want, atol=5 * 0.01 / np.sqrt(400))
+
+
+def test_a_level_by_range_of_several_leaves_is_asked_for():
+    x = {"image": jnp.arange(4.0), "tab": [jnp.arange(3.0), jnp.array([0.0, 8.0])], "i": 1}
+    refused = [
+        sj.relative(0.1),
+        sj.adaptive((0.0, 1.0)),
+        {"image": 0.1, "tab": sj.relative(0.1), "i": 0.0},
+    ]
+    for sigma in refused:
+        with pytest.raises(ValueError, match=r"a level by range.*needs `where`"):
+            draws_of(x, sigma, num_samples=2)
+        draws_of(x, sigma, num_samples=2, where=True)
+    alone = {"image": jnp.arange(4.0), "tokens": jnp.arange(3), "mask": np.array([True])}
+    draws_of(alone, sj.relative(0.1), num_samples=2)
+    each = {"image": sj.relative(0.1), "tab": [sj.adaptive((-1.0, 4.0)), 0.5], "i": 0.0}
+    draws = draws_of(x, each, num_samples=2000)
+    np.testing.assert_allclose(draws["image"].std(0), np.full(4, 0.3), rtol=5 / np.sqrt(4000))
+    np.testing.assert_allclose(draws["tab"][1].std(0), np.full(2, 0.5), rtol=5 / np.sqrt(4000))
+    for sigma in (0.1, lambda x: 0.1):  # what is no range is as it was
+        draws_of(x, sigma, num_samples=2)
+
+
+def test_bounds_may_be_those_of_each_leaf(key):
+    x = {"image": jnp.full((2, 3), 0.25), "tab": (jnp.array([-1.0, 0.5]), jnp.zeros(2))}
+    explain = sj.saliency(lambda p, x: x["image"].sum() + x["tab"][0].sum())
+    maps = sj.adaptgrad(explain, bounds={"image": (0.0, 1.0), "tab": (-1.0, 2.0)})(key, None, x)
+    np.testing.assert_array_equal(maps["image"], np.ones((2, 3)))
+    lows, highs = np.zeros(3), np.array([0.5, 1.0, 2.0])
+    bounds = {"image": (lows, highs), "tab": ([-1, 2], (jnp.full(2, -3.0), 3.0))}
+    got = sj.adaptive(bounds)(x)
+    z = stats.norm.ppf(0.975)
+    np.testing.assert_allclose(got["image"], np.full((2, 3), 0.25) / z, rtol=1e-5)
+    np.testing.assert_allclose(got["tab"][0], np.array([0.0, 1.5]) / z, rtol=1e-5)
+    np.testing.assert_allclose(got["tab"][1], np.full(2, 3.0) / z, rtol=1e-5)
+    pairs = sj.adaptive(((0.0, 1.0), (-1.0, 2.0)))((jnp.full(2, 0.5), jnp.full(2, 0.5)))
+    np.testing.assert_allclose(pairs[1], np.full(2, 1.5) / z, rtol=1e-5)
+
+
+def test_tabular_data_have_a_level_for_each_feature(key):
+    def two_units(p, x):  # age, income
+        return jnp.tanh((x[0] - 40) / 5) + x[1] / 1e5
+
+    x = jnp.array([40.0, 50_000.0])
+    rows = np.array([[39.9, 20_000.0], [40.0, np.nan], [40.2, 90_000.0], [np.inf, 30_000.0]])
+    sigma = sj.relative(0.1, rows)
+    np.testing.assert_allclose(sigma(x), [0.03, 7000.0], rtol=1e-4)
+    got = sj.smoothgrad(sj.saliency(two_units), sigma)(key, None, x)
+    np.testing.assert_allclose(got, [0.2, 1e-5], rtol=1e-3)
+    spread = sj.relative(0.1, rows[:3], spread=jnp.nanstd)(x)
+    np.testing.assert_allclose(spread, 0.1 * np.nanstd(rows[:3], 0), rtol=1e-3)
+    np.testing.assert_allclose(
+        sj.relative(0.1, spread=jnp.std)(jnp.arange(4.0)), 0.1 * np.std(np.arange(4.0)), rtol=1e-6
+    )
+
+
+def test_examples_may_be_a_pytree_and_need_no_where():
+    x = {"image": jnp.zeros((2, 2)), "age": jnp.float32(3.0), "token": jnp.arange(2)}
+    many = {
+        "image": np.stack([np.zeros((2, 2), np.uint8), np.full((2, 2), 10, np.uint8)]),
+        "age": jnp.array([1.0, 5.0], jnp.bfloat16),
+        "token": np.zeros((2, 2), int),
+    }
+    levels = sj.relative(0.5, many)(x)
+    np.testing.assert_array_equal(levels["image"], np.full((2, 2), 5.0))
+    assert (levels["age"], levels["token"]) == (2.0, 0.0)
+    assert np.all(draws_of(x, sj.relative(0.5, many), num_samples=2)["age"] != 3.0)
+    traced = jax.jit(lambda rows, x: sj.relative(0.5, rows)(x))(many["image"], x["image"])
+    np.testing.assert_array_equal(traced, levels["image"])
+
+
+EXAMPLES = np.arange(6.0).reshape(3, 2)
+BAD_EXAMPLES = [
+    (np.ones(2), {}, "each of the examples has shape .., and the argument has .2,..*leading axis"),
+    (EXAMPLES.T, {}, r"has shape \(3,\), and the argument has \(2,\)"),
+    (EXAMPLES[:1], {}, "examples are examples stacked.*at least 2"),
+    ([[1.0, 2.0], [3.0, 4.0]], {}, "examples are examples stacked"),
+    (np.array([[1.0, np.nan], [2.0, 3.0]]), {"spread": jnp.std}, "must be finite.*nanstd"),
+    (EXAMPLES, {"spread": lambda v, axis: -jnp.ones(2)}, "must not be negative"),
+    (EXAMPLES, {"spread": "std"}, "spread must be a function"),
+    ({"a": EXAMPLES}, {}, "must be one value or a pytree prefix"),
+]
+
+
+@pytest.mark.parametrize(("examples", "options", "message"), BAD_EXAMPLES)
+def test_examples_that_do_not_fit_are_refused(examples, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sj.relative(0.1, examples, **options)(jnp.ones(2))
+
+
+def test_a_data_frame_of_examples_says_what_to_type():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match=r"got a DataFrame.*to_numpy"):
+        sj.relative(0.1, pandas.DataFrame(EXAMPLES))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs need it")

@@ -176,6 +176,11 @@ def cases(draw):
         for leaf, level, pick in zip(jax.tree.leaves(argument), levels, chosen, strict=True)
     ):
         return case._replace(at_fault=True)  # no range to be relative to
+    if (
+        any(case.sigma is rule for rule in RULES[:2]) and case.where is None
+    ):  # one range for several leaves
+        leaves = filter(is_float_array, jax.tree.leaves(argument))
+        return case._replace(at_fault=len(list(leaves)) > 1)
     return case
 
 

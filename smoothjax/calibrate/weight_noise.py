@@ -10,13 +10,24 @@ import numpy as np
 from jax.core import Tracer
 
 from smoothjax import reductions
-from smoothjax._checks import check_integer, check_leading_axis, check_number, require
+from smoothjax._checks import (
+    check_function,
+    check_integer,
+    check_leading_axis,
+    check_number,
+    require,
+)
 from smoothjax._transform import transform
+from smoothjax._trees import is_real, wide_dtype
 from smoothjax._typing import Sampler
 from smoothjax.reductions import Estimate
 from smoothjax.smoothing import noisegrad
 
-Predict = Callable[..., jax.Array]
+Predict = Callable[..., Any]
+Quality = Callable[..., jax.Array]
+
+# How many groups of examples are left out in turn.
+_GROUPS = 20
 
 
 class SigmaEstimate(NamedTuple):
@@ -37,6 +48,8 @@ class SigmaEstimate(NamedTuple):
 def accuracy_drop(
     predict: Predict,
     *,
+    quality: Quality | None = None,
+    chance: float = 0.0,
     num_samples: int = 25,
     where: Any = None,
     sampler: Sampler = jax.random.normal,
@@ -46,11 +59,18 @@ def accuracy_drop(
 
     `1 - (accuracy(sigma) - chance) / (accuracy(0) - chance)`, with `accuracy(sigma)` the mean over
     draws of the weights: 0 for no loss, 1 at chance. The weights are those that `noisegrad` draws
-    with the same key, level, mask and sampler.
+    with the same key, level, mask and sampler. Another `quality` takes the place of accuracy for
+    regression, segmentation, or a single logit.
 
     Args:
-      predict: a function `predict(params, x)` from one example to logits of shape (num_classes,).
-        Chance is `1 / num_classes`.
+      predict: a function `predict(params, x)` from one example to logits of shape (num_classes,);
+        with a quality, to anything.
+      quality: a function `quality(outputs, targets)` that returns a scalar, more for better, of
+        what `predict` returns for many examples, stacked along a leading axis: R2, the intersection
+        over union, or for one logit `lambda outputs, targets: jnp.mean((outputs > 0) == targets)`,
+        with chance 0.5. None is the accuracy of the greatest logit.
+      chance: the quality of a network that knows nothing; of accuracy it is `1 / num_classes`,
+        whatever is given.
       num_samples: the number of draws of the weights, at least 2.
       where: which leaves to perturb, as in `noisegrad`.
       sampler: as in `noisegrad`.
@@ -59,16 +79,17 @@ def accuracy_drop(
     Returns:
       A function `drop(key, params, xs, targets, sigma)` that returns an `Estimate` of scalars: xs
       are examples, stacked along the leading axis of each leaf; targets the labels, integers of
-      shape (num_examples,), or None, and then the clean predictions stand in for them; sigma the
-      noise level, as in `noisegrad`. The standard error covers both the draws of the weights and
-      the choice of the examples, taken as a sample of a larger population. NaN where the network
-      without noise is no better than chance.
+      shape (num_examples,), or what the quality compares with, stacked; or None, and then the clean
+      predictions stand in for them, with a quality the clean outputs; sigma the noise level, as in
+      `noisegrad`. The standard error covers both the draws of the weights and the choice of the
+      examples, taken as a sample of a larger population: of a quality by the jackknife, leaving out
+      one of 20 groups of examples. NaN where the network without noise is no better than chance.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, for labels that do not fit the
         examples.
 
-    Cost: `(num_samples + 1) * num_examples` evaluations of `predict`.
+    Cost: `(num_samples + 1) * num_examples` evaluations of `predict`; of a quality, 21 for a draw.
 
     Source: Bykov et al. 2022, arXiv 2106.10185.
 
@@ -80,16 +101,24 @@ def accuracy_drop(
     """
     batch_size = check_integer(batch_size, "batch_size", least=1)
 
-    def logits_of(params, xs):
+    if quality is not None:
+        check_function(quality, "quality")
+    chance = check_number(chance, "chance")
+
+    def outputs_of(params, xs):
         return jax.lax.map(lambda x: predict(params, x), xs, batch_size=batch_size)
 
-    def correct(params, xs, targets):
-        right = (jnp.argmax(logits_of(params, xs), axis=-1) == targets).astype(jnp.float32)
+    def measure(params, xs, targets):
+        """Values of which the accuracy or quality is the mean, at least nearly, and itself."""
+        outputs = outputs_of(params, xs)
+        if quality is not None:
+            return _jackknife(quality, outputs, targets)
+        right = (jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32)
         return right, jnp.mean(right)
 
     noisy = functools.partial(
         noisegrad,
-        correct,
+        measure,
         num_samples=num_samples,
         where=where,
         sampler=sampler,
@@ -99,23 +128,25 @@ def accuracy_drop(
 
     def drop(key, params, xs, targets, sigma):
         num_examples = check_leading_axis(xs, "xs", least=2)
-        logits = logits_of(params, xs)
-        require(
-            logits.ndim == 2,
-            "predict(params, x) must return logits of shape (num_classes,) for one example; got "
-            f"shape {logits.shape[1:]}.",
-        )
-        _check_labels(targets, num_examples, num_classes=logits.shape[1])
-        chance = 1 / logits.shape[1]
-        targets = jnp.argmax(logits, axis=-1) if targets is None else jnp.asarray(targets)
-        before, accuracy_before = correct(params, xs, targets)
+        outputs = outputs_of(params, xs)
+        if quality is None:
+            _check_logits(outputs)
+            _check_labels(targets, num_examples, num_classes=outputs.shape[1])
+            worst = 1 / outputs.shape[1]
+            targets = jnp.argmax(outputs, axis=-1) if targets is None else jnp.asarray(targets)
+        else:
+            worst = chance
+            targets = outputs if targets is None else targets
+            num = check_leading_axis(targets, "targets")
+            require(num == num_examples, f"there are {num} targets for {num_examples} examples.")
+        before, accuracy_before = measure(params, xs, targets)
         (after, accuracy), (_, draws_error), n = noisy(sigma)(key, params, xs, targets)
         # At chance there is nothing to lose, and what seems lost would be noise.
-        span = jnp.where(accuracy_before > chance, accuracy_before - chance, jnp.nan)
-        kept = (accuracy - chance) / span
+        span = jnp.where(accuracy_before > worst, accuracy_before - worst, jnp.nan)
+        kept = (accuracy - worst) / span
         # The delta method for a ratio of means over examples, and over draws.
-        influence = (after - chance - kept * (before - chance)) / span
-        examples_error2 = jnp.sum(influence**2) / (num_examples * (num_examples - 1))
+        influence = (after - worst - kept * (before - worst)) / span
+        examples_error2 = jnp.sum(influence**2) / (influence.size * (influence.size - 1))
         return Estimate(1 - kept, jnp.sqrt(examples_error2 + (draws_error / span) ** 2), n)
 
     return drop
@@ -125,6 +156,8 @@ def accuracy_drop(
 def sigma_for_accuracy_drop(
     predict: Predict,
     *,
+    quality: Quality | None = None,
+    chance: float = 0.0,
     target: float = 0.05,
     interval: tuple[float, float] = (1e-4, 1.0),
     num_steps: int = 10,
@@ -140,7 +173,9 @@ def sigma_for_accuracy_drop(
     draws of noise at every level.
 
     Args:
-      predict: a function `predict(params, x)` from one example to logits of shape (num_classes,).
+      predict: a function `predict(params, x)` of one example, as in `accuracy_drop`.
+      quality: what takes the place of accuracy, as in `accuracy_drop`: R2, one logit's sign.
+      chance: the quality of a network that knows nothing, as in `accuracy_drop`.
       target: the accuracy drop to reach, above 0 and below 1.
       interval: the least and the largest level to consider.
       num_steps: the number of bisections: the last interval is `2**-num_steps` of the first one, in
@@ -174,7 +209,13 @@ def sigma_for_accuracy_drop(
     require(0 < low < high, f"interval must be (low, high) with 0 < low < high; got {interval}.")
     num_steps = check_integer(num_steps, "num_steps", least=1)
     drop = accuracy_drop(
-        predict, num_samples=num_samples, where=where, sampler=sampler, batch_size=batch_size
+        predict,
+        quality=quality,
+        chance=chance,
+        num_samples=num_samples,
+        where=where,
+        sampler=sampler,
+        batch_size=batch_size,
     )
 
     def find(key, params, xs, targets=None):
@@ -203,6 +244,43 @@ def sigma_for_accuracy_drop(
         return SigmaEstimate(sigma, sigma * here.stderr / jnp.abs(slope), here)
 
     return find
+
+
+def _jackknife(quality, outputs, targets):
+    """The pseudo-values of a quality, of groups of examples, and the quality of all."""
+    outputs, targets = jax.tree.map(jnp.asarray, (outputs, targets))
+
+    def quality_of(outputs, targets):
+        found = jnp.asarray(quality(outputs, targets))
+        require(
+            found.shape == () and is_real(found),
+            "quality(outputs, targets) must return a real scalar for all examples; got shape "
+            f"{found.shape} and dtype {found.dtype}. Take the mean of what is one for each.",
+            TypeError,
+        )
+        return found.astype(wide_dtype(found.dtype))
+
+    def quality_without(others):
+        return quality_of(*jax.tree.map(lambda leaf: leaf[others], (outputs, targets)))
+
+    num = len(jax.tree.leaves(outputs)[0])
+    groups, everyone = min(num, _GROUPS), np.arange(num)
+    # Every so many, since examples may come in order; of one size each, to be evaluated in a loop.
+    left_out = [everyone[group::groups][: num // groups] for group in range(groups)]
+    others = np.stack([np.delete(everyone, group) for group in left_out])
+    rest, whole = jax.lax.map(quality_without, others), quality_of(outputs, targets)
+    return groups * whole - (groups - 1) * rest, whole
+
+
+def _check_logits(outputs):
+    shape = jnp.shape(outputs) if jax.tree_util.all_leaves([outputs]) else (0,)
+    require(
+        len(shape) == 2 and shape[1] > 1,
+        "predict(params, x) must return logits of shape (num_classes,) for one example, of two or "
+        f"more classes; got {'a pytree' if shape == (0,) else f'shape {shape[1:]}'}. For other "
+        "networks give a quality(outputs, targets); for one logit, "
+        "`lambda outputs, targets: jnp.mean((outputs > 0) == (targets > 0))` with chance=0.5.",
+    )
 
 
 def _check_labels(labels, num_examples, num_classes):

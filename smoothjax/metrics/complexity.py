@@ -69,12 +69,16 @@ def entropy(attribution: Any) -> jax.Array:
     >>> print(jnp.exp(sj.metrics.entropy(jnp.array([2.0, 0.0, -2.0, 0.0]))).round(5))
     2.0
     """
-    return jnp.sum(entr(_shares(attribution)))
+    p = _shares(attribution)
+    return jnp.sum(
+        entr(jnp.where(p == 0, 1, p))
+    )  # both have none, and the derivative of 1 is known
 
 
 def _shares(attribution):
     magnitudes = jnp.abs(check_attribution(attribution)).ravel()
     largest = jnp.max(magnitudes)
     # Divided by the largest first, so that no sum overflows and no share of tiny ones underflows.
-    scaled = jnp.where(largest == 0, 1, magnitudes / largest)
+    nothing = largest == 0
+    scaled = jnp.where(nothing, 1, magnitudes / jnp.where(nothing, 1, largest))
     return scaled / jnp.sum(scaled)

@@ -123,6 +123,7 @@ def infidelity(
             require(alike, f"perturbation must be shaped like x, {x.shape}; got {change.shape}.")
             changed = (x.astype(wide) - change.astype(wide)).astype(x.dtype)
             change = x.astype(wide) - changed.astype(wide)  # as rounded to the dtype of x
+            change = jnp.where(jnp.isfinite(x), change, 0)  # what is missing stays so
             predicted = jnp.sum(change * attribution.astype(wide))
             loss = whole - query(score_key, changed)
             return (predicted.astype(loss.dtype) - loss) ** 2

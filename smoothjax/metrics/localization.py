@@ -310,7 +310,8 @@ def _positive_share(attribution, inside):
     positive = jnp.maximum(attribution, 0)
     largest = jnp.max(positive)
     # Divided by the largest first, so that no sum overflows; where there is none, all are equal.
-    positive = jnp.where(largest == 0, 1, positive / largest)
+    nothing = largest == 0
+    positive = jnp.where(nothing, 1, positive / jnp.where(nothing, 1, largest))
     return jnp.sum(positive, where=inside) / jnp.sum(positive)
 
 

@@ -214,8 +214,9 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
 
         def draw(key):
             near = noisy(key)
-            # What the explainer saw: in half precision x + step is rounded.
+            # What the explainer saw: in half precision x + step is rounded, and NaN stays.
             step = near.astype(level.dtype) - x.astype(level.dtype)
+            step = jnp.where(jnp.isfinite(x), step, 0)
             return change(explained, explain_at(inner_key, near), step)
 
         found = average(draw, draws_key)
@@ -229,7 +230,7 @@ def _relative_change(explained, moved, step):
     del step
     change, size = _norm(_difference(moved, explained)), _norm(_wide_leaves(explained))
     # Nothing has not changed if it is still nothing.
-    return jnp.where(change == 0, 0, change / size)
+    return change / jnp.where(change == 0, 1, size)
 
 
 def _difference(moved, explained):
@@ -250,7 +251,7 @@ def _norm(leaves):
     largest = jnp.max(flat, initial=0)
     # In units of the largest, since the squares of tiny gradients underflow.
     unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-    return unit * jnp.sqrt(jnp.sum((flat / unit) ** 2))
+    return unit * reductions.root(jnp.sum((flat / unit) ** 2))
 
 
 def _maximum_init(draw, num):

@@ -90,8 +90,10 @@ def cosine(a: Any, b: Any) -> jax.Array:
     """
     a, b = _check_pair(a, b)
     a, b = _scaled(a), _scaled(b)
-    norms = jnp.sqrt(jnp.sum(a * a) * jnp.sum(b * b))
-    return jnp.clip(jnp.sum(a * b) / jnp.where(norms == 0, 1, norms), -1, 1)
+    squares = jnp.sum(a * a) * jnp.sum(b * b)
+    nothing = squares == 0
+    found = jnp.sum(a * b) / jnp.sqrt(jnp.where(nothing, 1, squares))
+    return jnp.where(nothing, 0, jnp.clip(found, -1, 1))
 
 
 @noted

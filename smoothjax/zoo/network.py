@@ -3,18 +3,17 @@
 import dataclasses
 import importlib.metadata
 import importlib.resources
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from smoothjax.scores import class_score
 from smoothjax.zoo.checkpoint import CheckpointError, read_checkpoint
-from smoothjax.zoo.efficientnet import NUM_CLASSES, from_checkpoint
+from smoothjax.zoo.efficientnet import from_checkpoint
 from smoothjax.zoo.photos import centre_square, to_rgb
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -126,22 +125,16 @@ def load(name: str) -> Network:
         _check(x, 3, "net.score and net.probability need one x of shape (H, W, 3)")
         return apply(params, jnp.asarray(x)[None])[0]
 
-    def score(params: Any, x: Any, label: Any) -> jax.Array:
-        """Returns the logit of class `label` for one input of shape (H, W, 3)."""
-        return _of_class(logits(params, x), label)
-
-    def probability(params: Any, x: Any, label: Any) -> jax.Array:
-        """Returns the softmax probability of class `label` for one input of shape (H, W, 3)."""
-        return _of_class(jax.nn.softmax(logits(params, x)), label)
+    def probabilities(params: Any, x: Any) -> jax.Array:
+        return jax.nn.softmax(logits(params, x))
 
     def features(params: Any, x: Any) -> jax.Array:
         """Returns the last activations, (h, w, channels), of one input of shape (H, W, 3)."""
         _check(x, 3, "net.features needs one x of shape (H, W, 3)")
         return model(params).features(jnp.asarray(x)[None])[0]
 
-    def head(params: Any, activations: Any, label: Any) -> jax.Array:
-        """Returns the logit of class `label`, given what `features` returns."""
-        return _of_class(model(params).logits(jnp.asarray(activations)[None])[0], label)
+    def logits_of_features(params: Any, activations: Any) -> jax.Array:
+        return model(params).logits(jnp.asarray(activations)[None])[0]
 
     def preprocess(photo: Any) -> jax.Array:
         """Returns the input for one photo, its central square resized to the network's size."""
@@ -151,10 +144,10 @@ def load(name: str) -> Network:
         name=name,
         params=params,
         apply=apply,
-        score=score,
-        probability=probability,
+        score=class_score(logits),
+        probability=class_score(probabilities),
         features=features,
-        head=head,
+        head=class_score(logits_of_features),
         preprocess=preprocess,
         unprocess=_unprocess,
         bounds=(_normalise(np.zeros(3)), _normalise(np.full(3, 255))),
@@ -191,14 +184,6 @@ def _check(inputs: Any, ndim: int, need: str) -> None:
             f"the network needs floating-point inputs, got {dtype}; "
             "turn a photo into an input with net.preprocess(photo)"
         )
-
-
-def _of_class(outputs: jax.Array, label: Any) -> jax.Array:
-    if not isinstance(label, jax.core.Tracer) and not 0 <= operator.index(label) < NUM_CLASSES:
-        raise ValueError(f"label must be from 0 to {NUM_CLASSES - 1}, got {label}")
-    # JAX would clamp a traced label and explain another class; so it is NaN, and so its gradient.
-    known = (0 <= label) & (label < NUM_CLASSES)
-    return outputs[label] * jnp.where(known, 1, jnp.nan).astype(outputs.dtype)
 
 
 def _as_image(photo: Any) -> Image.Image:

@@ -149,6 +149,94 @@ def test_a_target_outside_the_interval_gives_nan(interval, data, key):
     assert np.isnan(found.sigma)
 
 
+def sign_agrees(outputs, targets):
+    return jnp.mean((outputs > 0) == (targets > 0))
+
+
+def r2(outputs, targets):
+    return 1 - jnp.mean((outputs - targets) ** 2) / jnp.var(targets)
+
+
+def test_one_logit_has_no_accuracy_and_is_calibrated_by_its_sign():
+    """Of normal x and equal weights, sigma of the noise flips the sign of a share that is known."""
+    w, xs = jnp.ones(3), jax.random.normal(jax.random.key(1), (200, 3))
+
+    def logit(p, x):
+        return (x @ p)[None]
+
+    with pytest.raises(ValueError, match=r"two or more classes; got shape \(1,\).*give a quality"):
+        sj.sigma_for_accuracy_drop(logit)(jax.random.key(0), w, xs)
+    found = jax.jit(
+        sj.sigma_for_accuracy_drop(logit, quality=sign_agrees, chance=0.5, num_samples=100)
+    )(jax.random.key(0), w, xs)
+    # The angle's cosine is uniform: 0.05 = 2 E[Phi(-sqrt(3) u / sigma)].
+    truth = 0.05 / 2 * np.sqrt(3) / stats.norm.pdf(0)
+    assert abs(truth - 0.1085) < 1e-3
+    assert abs(found.sigma - truth) < 3 * found.stderr
+    assert found.stderr < 0.3 * truth
+
+
+def test_a_regression_is_calibrated_by_r2(data, key):
+    """With unit noise on each weight, the mean square error is sigma^2 sum_i w_i^2 mean(x_i^2)."""
+    xs, _ = data
+    targets = xs @ W
+    lost = jnp.sum(W**2 * jnp.mean(xs**2, axis=0)) / jnp.var(targets)
+    drop = jax.jit(sj.accuracy_drop(jnp.vdot, quality=r2, num_samples=300))
+    got = drop(key, W, xs, targets, 0.3)
+    assert abs(got.mean - 0.09 * lost) < 3 * got.stderr
+    np.testing.assert_allclose(drop(key, W, xs, None, 0.3).mean, got.mean, rtol=1e-3)
+    find = jax.jit(sj.sigma_for_accuracy_drop(jnp.vdot, quality=r2, num_samples=100))
+    found = find(key, W, xs, targets)
+    assert abs(found.sigma - np.sqrt(0.05 / lost)) < 3 * found.stderr
+
+
+def test_a_quality_that_is_accuracy_gives_the_same(data, key):
+    """The jackknife of a mean is exact, up to which examples make a group."""
+
+    def accuracy(outputs, labels):
+        return jnp.mean(jnp.argmax(outputs, axis=-1) == labels)
+
+    options = {"num_samples": 20}
+    want = jax.jit(sj.accuracy_drop(predict, **options))(key, W, *data, 0.7)
+    options |= {"quality": accuracy, "chance": 0.5}
+    got = jax.jit(sj.accuracy_drop(predict, **options))(key, W, *data, 0.7)
+    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5)
+    np.testing.assert_allclose(got.stderr, want.stderr, rtol=3 / np.sqrt(2 * 19))
+
+
+def test_a_segmentation_is_calibrated_by_its_intersection_over_union(key):
+    xs = jax.random.normal(jax.random.key(2), (23, 6, 6, 4))
+
+    def segment(params, x):
+        return {"mask": x @ params}
+
+    def iou(outputs, targets):
+        a, b = outputs["mask"] > 0, targets["mask"]
+        return jnp.sum(a & b) / jnp.sum(a | b)
+
+    targets = {"mask": np.asarray(xs @ W > 0)}
+    drop = jax.jit(sj.accuracy_drop(segment, quality=iou))
+    mild, strong = (drop(key, W, xs, targets, sigma) for sigma in (0.1, 1.0))
+    assert 0 < mild.mean < strong.mean < 1
+    assert mild.stderr < mild.mean
+
+
+def test_what_is_no_quality_is_refused(key):
+    for quality, error, message in [
+        (0.5, TypeError, "quality must be a function"),
+        (lambda outputs, targets: outputs, TypeError, r"real scalar.*got shape \(2, 2\)"),
+        (lambda outputs, targets: jnp.bool_(True), TypeError, "real scalar.*dtype bool"),
+    ]:
+        with pytest.raises(error, match=message):
+            sj.accuracy_drop(predict, quality=quality)(key, W, XS, None, 0.1)
+    with pytest.raises(ValueError, match="there are 2 targets for 3 examples"):
+        sj.accuracy_drop(predict, quality=r2)(key, W, XS, jnp.ones((2, 2)), 0.1)
+    with pytest.raises(TypeError, match="chance must be a number"):
+        sj.accuracy_drop(predict, quality=r2, chance="0")
+    with pytest.raises(ValueError, match=r"got a pytree.*give a quality"):
+        sj.accuracy_drop(lambda p, x: {"a": x})(key, W, XS, None, 0.1)
+
+
 def test_names_and_signatures():
     drop, find = sj.accuracy_drop(predict), sj.sigma_for_accuracy_drop(predict)
     assert drop.__name__ == "accuracy_drop(predict)"
@@ -201,7 +289,7 @@ def test_bad_data_are_refused(args, error, message, key):
 
 
 def test_what_predict_returns_is_checked(key):
-    message = r"must return logits of shape \(num_classes,\) for one example; got shape \(\)"
+    message = r"logits of shape \(num_classes,\) for one example, of two or more.*got shape \(\)"
     with pytest.raises(ValueError, match=message):
         sj.accuracy_drop(lambda p, x: p @ x)(key, W, XS, None, 0.1)
     with pytest.raises(TypeError, match="takes a PRNG key"):
