@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoothjax._checks import check_scalar, require
 from smoothjax._trees import is_float0
 from smoothjax._typing import Metric, Score
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.metrics._arguments import at_attribution, like_input, metric
+from smoothjax.metrics._arguments import at_attribution, check_attribution, metric
 from smoothjax.reductions import check_no_estimate
 
 
@@ -64,4 +65,13 @@ def _leaves_like(attribution, x):
         got == want, f"an attribution must be a pytree like x, {want!s:.200}; got {got!s:.200}."
     )
     pairs = zip(jax.tree.leaves(attribution), jax.tree.leaves(x), strict=True)
-    return [like_input(part, leaf) for part, leaf in pairs if not is_float0(part)]
+    return [_like(part, np.shape(leaf)) for part, leaf in pairs if not is_float0(part)]
+
+
+def _like(part, shape):
+    part = check_attribution(part)
+    require(
+        part.shape in (shape, shape[:-1], (*shape[:-1], 1)),
+        f"an attribution is shaped like x, {shape}, up to its last axis; got {part.shape}.",
+    )
+    return part

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from smoothjax._axes import check_channels_last
 from smoothjax._checks import check_integer, require
 from smoothjax._transform import noted
 from smoothjax.metrics._arguments import broadcasts, check_attribution, pad_axes
@@ -218,6 +219,7 @@ def mosaic(images: Any, grid: tuple[int, int]) -> jax.Array:
     """
     rows, columns = _check_grid(grid)
     images = jnp.asarray(images)
+    check_channels_last(images.shape[1:], "Move its channels: jnp.moveaxis(images, 1, -1).")
     require(
         images.ndim >= 3 and len(images) == rows * columns,
         f"a grid of {grid} takes images of shape ({rows * columns}, H, W, ...); got "
