@@ -115,9 +115,7 @@ FILTERS = ["lowpass", "power_spectrum", "wiener", "signal_and_noise", "blur"]
 
 
 @pytest.mark.parametrize("name", [*FILTERS, "occlusion", "rise", "sobol", "hsic"])
-@pytest.mark.parametrize(
-    "shape", [(100, 3), (100, 1), (3, 100), (900, 2), (1000, 12), (77, 768)]
-)
+@pytest.mark.parametrize("shape", [(100, 3), (100, 1), (3, 100), (900, 2), (1000, 12), (77, 768)])
 def test_a_signal_is_not_taken_for_a_picture(name, shape):
     with pytest.raises(ValueError, match=r"signal beside its channels. Type axes=\(0,\)"):
         run_abstractly(WITH_AXES[name](), shape)
