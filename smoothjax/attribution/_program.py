@@ -100,6 +100,7 @@ class Equation:
       outputs: the variables it makes.
       body: for a call, and for several as one, what is inside, as a program of the same inputs.
       has_effects: whether it prints, for instance.
+      scope: the names of `jax.named_scope` there, as of the layers of Flax, Equinox and Keras.
     """
 
     primitive: str
@@ -110,6 +111,7 @@ class Equation:
     outputs: Sequence[Variable] = ()
     body: Program | None = None
     has_effects: bool = False
+    scope: str = ""
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         """Returns the outputs for the values of the inputs."""
@@ -210,9 +212,13 @@ def live(program: Program) -> Program:
 def as_one(primitive: str, inputs: Sequence[Variable], outputs: Sequence[Variable]) -> Equation:
     """Returns one equation in the place of all those that lead from some variables to others."""
     body = Program(between(inputs, outputs), inputs, outputs)
-    source = body.equations[-1].source
+
+    def apply(*values):
+        return evaluate(body, values)
+
+    last = body.equations[-1]
     return Equation(
-        primitive, inputs, lambda *values: evaluate(body, values), source, {}, outputs, body
+        primitive, inputs, apply, last.source, outputs=outputs, body=body, scope=last.scope
     )
 
 

@@ -4,6 +4,7 @@ What does not depend on x is computed at once. Calls are opened where something 
 rule; a condition whose answer is known is its branch; each elementwise function is one equation.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,7 +62,7 @@ def trace(fun: Callable, leaves: Sequence[Any], opens: Callable[[Equation], bool
     return _flatten(closed, inputs, opens)
 
 
-def _flatten(closed, operands, opens, is_run=True, caller=""):
+def _flatten(closed, operands, opens, is_run=True, caller=None):
     """The program of a jaxpr of those operands."""
     jaxpr = getattr(closed, "jaxpr", closed)
     variables = [*jaxpr.constvars, *jaxpr.invars]
@@ -77,9 +78,12 @@ def _flatten(closed, operands, opens, is_run=True, caller=""):
         is_transparent = equation.primitive in _TRANSPARENT
         body, inputs = _body(eqn, equation.operands)
         if body is not None and (equation.inputs or is_transparent):
-            equation.body = _flatten(body, inputs, opens, is_run, equation.source)
-        elif equation.inputs and _needs_rules(eqn, equation, opens):
-            equation.body = _unrolled(eqn, equation, opens, is_run)
+            equation.body = _flatten(body, inputs, opens, is_run, equation)
+        elif equation.inputs and (parts := _parts_for_rules(eqn, equation, opens)):
+            if is_run:
+                equation.body = _unrolled(eqn, equation, opens)
+            else:
+                equations += parts
 
         if equation.body is not None and (is_transparent or opens(equation)):
             equations += equation.body.equations
@@ -92,7 +96,8 @@ def _flatten(closed, operands, opens, is_run=True, caller=""):
         environment.update(zip(eqn.outvars, outputs, strict=True))
 
     inputs = list(dict.fromkeys(o for o in operands if isinstance(o, Variable)))
-    return live(Program(_fuse(equations), inputs, [read(atom) for atom in jaxpr.outvars]))
+    program = Program(_fuse(equations), inputs, [read(atom) for atom in jaxpr.outvars])
+    return live(program) if is_run else program  # which lists the parts of its loops, unconnected
 
 
 def _equation(eqn, operands, caller):
@@ -104,10 +109,14 @@ def _equation(eqn, operands, caller):
             outputs = eqn.primitive.bind(*functions, *values, **params)
         return outputs if eqn.primitive.multiple_results else [outputs]
 
-    source = source_info_util.summarize(eqn.source_info) or caller
-    equation = Equation(eqn.primitive.name, operands, apply, source, eqn.params)
+    source, scope = source_info_util.summarize(eqn.source_info), str(eqn.source_info.name_stack)
+    if caller is not None:
+        source, scope = source or caller.source, "/".join(filter(None, [caller.scope, scope]))
+    effects = bool(eqn.effects)
+    equation = Equation(
+        eqn.primitive.name, operands, apply, source, eqn.params, has_effects=effects, scope=scope
+    )
     equation.outputs = [Variable(v.aval, equation) for v in eqn.outvars]
-    equation.has_effects = bool(eqn.effects)
     return equation
 
 
@@ -137,23 +146,23 @@ def _constants(equation, is_run):
     return [Constant(value, number) for value in values]
 
 
-def _needs_rules(eqn, equation, opens):
-    """Whether a loop holds what needs a rule."""
-
-    def step(body):
+def _parts_for_rules(eqn, equation, opens):
+    """The equations of those parts of a loop that need rules, as if all in it depended on x."""
+    parts = []
+    for body in _jaxprs(eqn) if any(v.is_inexact for v in equation.outputs) else ():
         jaxpr = getattr(body, "jaxpr", body)
         variables = [Variable(v.aval) for v in [*jaxpr.constvars, *jaxpr.invars]]
-        body = _flatten(jaxpr, variables, opens, is_run=False)
-        return Equation(equation.primitive, variables, equation.apply, equation.source, body=body)
+        program = _flatten(jaxpr, variables, opens, is_run=False)
+        if opens(dataclasses.replace(equation, operands=variables, body=program)):
+            parts += program.equations
+    return parts
 
-    return any(opens(step(body)) for body in _jaxprs(eqn))
 
-
-def _unrolled(eqn, equation, opens, is_run):
+def _unrolled(eqn, equation, opens):
     """The steps of a scan, one after another."""
     if equation.primitive != "scan":
         raise NotImplementedError(
-            f"{equation} holds operations that need a rule of their own, which do not reach into "
+            f"{equation} holds operations that need rules of their own, which do not reach into "
             "it: type jax.lax.scan, or a Python loop, instead of while_loop, and jnp.where "
             "instead of cond."
         )
@@ -169,7 +178,7 @@ def _unrolled(eqn, equation, opens, is_run):
     def derived(primitive, fun, operands, aval):
         made = Equation(primitive, operands, lambda *values: [fun(*values)], equation.source)
         if not made.inputs:
-            return Constant(made()[0] if is_run else None)
+            return Constant(made()[0])
         made.outputs = [Variable(aval, made)]
         equations.append(made)
         return made.outputs[0]
@@ -181,7 +190,7 @@ def _unrolled(eqn, equation, opens, is_run):
             derived("slice", take, [x], aval)
             for x, aval in zip(xs, step.in_avals[first_x:], strict=True)
         ]
-        program = _flatten(step, [*consts, *carry, *parts], opens, is_run, equation.source)
+        program = _flatten(step, [*consts, *carry, *parts], opens, caller=equation)
         equations += program.equations
         carry, ys[i] = program.outputs[:num_carry], program.outputs[num_carry:]
     stack = functools.partial(derived, "concatenate", lambda *values: jnp.stack(values))

@@ -227,6 +227,10 @@ def test_pytrees(method):
     assert got["count"].dtype == jax.dtypes.float0
 
 
+def of_a_while(c, _):
+    return lax.while_loop(lambda c: c[0] < 9, lambda c: jax.nn.relu(c) + 1, c), None
+
+
 BAD = [
     (lambda f: f(3), TypeError, "takes a function.*got 3"),
     (lambda f: f(jax.nn.relu, argnum=0.5), TypeError, "argnum must be a Python int"),
@@ -245,6 +249,13 @@ BAD = [
                 lax.while_loop(lambda c: c[0] < 9, lambda c: jax.nn.relu(c) + 1, x)
             )
         )(None, X),
+        NotImplementedError,
+        r"while \(.*test_guided_backprop.py:\d+.*type jax.lax.scan",
+    ),
+    (
+        lambda f: f(lambda p, x: jnp.sum(jax.nn.relu(lax.scan(of_a_while, x, None, 2)[0])))(
+            None, X
+        ),
         NotImplementedError,
         r"while \(.*test_guided_backprop.py:\d+.*type jax.lax.scan",
     ),

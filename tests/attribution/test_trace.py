@@ -328,6 +328,21 @@ def test_an_error_says_where_it_was():
     assert re.search(r"in pure_callback \(.*test_trace.py:\d+", "".join(raised.value.__notes__))
 
 
+def test_an_equation_knows_the_names_around_it():
+    @jax.jit
+    def layer(x):
+        with jax.named_scope("hidden"):
+            return W @ x
+
+    def score(x):
+        with jax.named_scope("network"):
+            return V @ jnp.tanh(layer(x))
+
+    product, *_, head = trace(score, [X], never).equations
+    assert product.scope == "network/hidden"
+    assert head.scope == "network"
+
+
 LINEAR = {
     "reshape": lambda x: x.reshape(2, 3),
     "broadcast": lambda x: jnp.broadcast_to(x, (2, 6)),
