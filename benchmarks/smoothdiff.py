@@ -39,8 +39,10 @@ def main():
     net = zoo.load("efficientnet-lite0")
     photos = drawn_photos(net, arguments.photos, arguments.seed, arguments.number)
     limits = {
-        name: [limit(net, photo, arguments.reference, arguments.limits / f"{name}-{key}", key)
-               for key in range(2)]
+        name: [
+            limit(net, photo, arguments.reference, arguments.limits / f"{name}-{key}", key)
+            for key in range(2)
+        ]
         for name, photo in photos.items()
     }
     if arguments.limits_only:

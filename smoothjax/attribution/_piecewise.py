@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from smoothjax._trees import wide_dtype
-from smoothjax.attribution._program import Constant, Equation, Operand, Program
+from smoothjax.attribution._program import Constant, Operand, Program
 
 # Coefficients of 1, z, z^2, ...: numbers, or arrays that broadcast to z.
 Polynomial = tuple[Any, ...]
@@ -225,7 +225,8 @@ def _cast(coefficient, dtype):
 
 def _shifted(polynomial, m, s):
     """The coefficients of p(m + s t) as a polynomial of t."""
-    return functools.reduce(lambda p, c: _plus(_times(p, (m, s)), (c,)), polynomial[::-1], (0.0,))
+    *lower, last = polynomial or (0.0,)
+    return functools.reduce(lambda p, c: _plus(_times(p, (m, s)), (c,)), lower[::-1], (last,))
 
 
 def _partial(polynomial, low, high):
