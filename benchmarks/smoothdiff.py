@@ -10,12 +10,13 @@ cores, which go on from where they were stopped. The cosine of a map m to the li
 """
 
 import argparse
+import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import write_record
+from record import alternate, median_ratio, write_record
 
 import smoothjax as sj
 from smoothjax import zoo
@@ -23,6 +24,16 @@ from smoothjax import zoo
 HERE = pathlib.Path(__file__).parent
 SEEN = (16, 35, 55, 72, 100, 124)
 BLOCK = 64  # draws of one run
+METHODS = {
+    **{f"smoothdiff, {n} draws": (sj.smoothdiff, {"num_samples": n}) for n in (4, 8, 16, 64)},
+    **{
+        f"smoothgrad, {n} draws": (
+            lambda score, **draws: sj.smoothgrad(sj.saliency(score), **draws),
+            {"num_samples": n},
+        )
+        for n in (8, 64, 256)
+    },
+}
 
 
 def main():
@@ -32,6 +43,7 @@ def main():
     parser.add_argument("--seed", type=int, default=2016, help="of the choice of photos")
     parser.add_argument("--reference", type=int, default=2048, help="draws of each of two limits")
     parser.add_argument("--limits", type=pathlib.Path, default=HERE / ".cache" / "smoothdiff")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing")
     parser.add_argument("--limits-only", action="store_true", help="compute them, and no more")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "smoothdiff.json")
     arguments = parser.parse_args()
@@ -47,6 +59,40 @@ def main():
     }
     if arguments.limits_only:
         return
+    programs = {n: jax.jit(make(net.score, **draws)) for n, (make, draws) in METHODS.items()}
+    rows = {name: judged(program, net, photos, limits) for name, program in programs.items()}
+    timed = {"saliency": jax.jit(lambda key, *args: sj.saliency(net.score)(*args)), **programs}
+    arguments_of_one = (jax.random.key(0), net.params, *next(iter(photos.values())))
+    runs = {name: functools.partial(run, *arguments_of_one) for name, run in timed.items()}
+    times = alternate(runs, arguments.rounds)
+    for name, row in rows.items():
+        row["gradients"] = median_ratio(times[name], [times["saliency"]])
+        print(
+            f"{name}: mean {row['mean']:.3f}, least {row['least']:.3f}, in the time of "
+            f"{row['gradients']:.1f} gradients",
+            flush=True,
+        )
+    settings = {"photos": list(photos), "seed": arguments.seed, "reference": arguments.reference}
+    write_record(arguments.out, {**settings, "methods": rows})
+
+
+def judged(program, net, photos, limits):
+    """The cosines to the limits of maps of two keys for each photo."""
+    cosines = [
+        [
+            cosine(np.asarray(program(jax.random.key(key), net.params, *photo), float), limits[i])
+            for key in range(2)
+        ]
+        for i, photo in photos.items()
+    ]
+    return {"cosines": cosines, "mean": float(np.mean(cosines)), "least": float(np.min(cosines))}
+
+
+def cosine(attribution, limits):
+    """The cosine to the limit of which two estimates are given."""
+    a, b = limits
+    length = np.sqrt(np.sum(attribution**2) * np.sum(a * b))
+    return float(np.sum(attribution * (a + b) / 2) / length)
 
 
 def drawn_photos(net, path, seed, number):

@@ -85,7 +85,7 @@ class Piecewise(NamedTuple):
 
 def piecewise(program: Program) -> Piecewise:
     """Returns the function that an elementwise program of one variable computes, or raises."""
-    functions = {program.inputs[0]: Piecewise((), ((0.0, 1.0),))}
+    functions: dict[Operand, Piecewise] = {program.inputs[0]: Piecewise((), ((0.0, 1.0),))}
     for equation in program.equations:
         rule = _RULES.get(equation.primitive)
         if rule is None:

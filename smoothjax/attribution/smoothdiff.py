@@ -25,7 +25,6 @@ from smoothjax.attribution._program import PRODUCTS, Equation, Variable, evaluat
 from smoothjax.attribution._trace import trace
 from smoothjax.noise import relative
 
-
 _LEAST = 1e-30  # what is divided by
 
 
@@ -160,8 +159,8 @@ def _sample(
 
     seen, shares = accumulate(reductions.mean(), chunk_size=1)(draw, num_pairs)
     sampled = {
-        v: _of_pairs(*means, known.positions(v), num_pairs)
-        for v, means in zip(variables, seen, strict=True)
+        v: _of_pairs(a, means, squares, known.positions(v), num_pairs)
+        for v, (a, means, squares) in zip(variables, seen, strict=True)
     }
     return sampled, dict(zip(maxima, shares, strict=True))
 
@@ -232,11 +231,11 @@ def _signal(value, noise):
 def _through_linear(equation, inputs):
     """A linear map: mean' = W mean + b and variance' = (W * W) variance."""
     means, pull = jax.vjp(equation, *(z.mean for z in inputs))
-    variances = _squared(equation, *(z.variance for z in inputs))
+    variances: Sequence[Any] = _squared(equation, *(z.variance for z in inputs))
     return [_Moments(*z) for z in zip(means, variances, strict=True)], pull
 
 
-def _squared(equation, *variances):
+def _squared(equation, *variances) -> Any:
     """What the map of squared coefficients makes of variances."""
     if equation.body is not None:
         return vjp(equation.body, variances, lambda e, *v: (_squared(e, *v), None))[0]
