@@ -20,6 +20,7 @@ from smoothjax.attribution import lrp as lrp
 from smoothjax.attribution import occlusion as occlusion
 from smoothjax.attribution import rise as rise
 from smoothjax.attribution import saliency as saliency
+from smoothjax.attribution import smoothdiff as smoothdiff
 from smoothjax.attribution import sobol as sobol
 from smoothjax.calibrate import accuracy_drop as accuracy_drop
 from smoothjax.calibrate import sigma_for_accuracy_drop as sigma_for_accuracy_drop

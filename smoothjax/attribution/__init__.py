@@ -16,4 +16,5 @@ from smoothjax.attribution.hsic import hsic as hsic
 from smoothjax.attribution.lrp import lrp as lrp
 from smoothjax.attribution.occlusion import occlusion as occlusion
 from smoothjax.attribution.rise import rise as rise
+from smoothjax.attribution.smoothdiff import smoothdiff as smoothdiff
 from smoothjax.attribution.sobol import sobol as sobol

@@ -1,0 +1,263 @@
+"""SmoothDiff: the limit of SmoothGrad from a few passes, by means of local derivatives.
+
+The gradient is a product of the derivatives of all layers. SmoothGrad averages the product over
+noisy inputs; here each derivative is averaged by itself, and the product is taken once. Linear maps
+keep theirs, and that of a ReLU is the probability that its input is positive. For that, means and
+variances go through the program, as if all numbers in it were normal and independent of each other,
+and at each nonlinearity they are brought to what a few antithetic pairs of noisy inputs show.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smoothjax import reductions
+from smoothjax._checks import check_integer, require
+from smoothjax._loop import accumulate
+from smoothjax._perturb import additive, levels_of, perturbation
+from smoothjax._transform import at_argument, transform
+from smoothjax._trees import combine, is_inexact, partition, wide_dtype, without_numbers
+from smoothjax._typing import Explainer, Score
+from smoothjax.attribution._plan import Maximum, Plan, plan
+from smoothjax.attribution._program import PRODUCTS, Equation, Variable, evaluate, live, vjp
+from smoothjax.attribution._trace import trace
+from smoothjax.noise import relative
+
+_LEAST = 1e-30  # what is divided by
+
+
+class _Moments(NamedTuple):
+    """The mean and the variance of each number of an array."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+class _Sampled(NamedTuple):
+    """What pairs show of each channel: its mean and variance, and the noise of both as squares."""
+
+    mean: jax.Array
+    variance: jax.Array
+    mean_noise: jax.Array
+    variance_noise: jax.Array
+
+
+@transform(takes_key=True)
+def smoothdiff(
+    score: Score,
+    sigma: Any = relative(0.15),
+    *,
+    num_samples: int = 8,
+    argnum: int = 1,
+    where: Any = None,
+) -> Explainer:
+    """Returns an explainer of about the map that SmoothGrad has after hundreds of draws.
+
+    It is the product of the mean derivatives of all layers under noise on x, in place of the mean
+    of their product. That is exact for one layer with a nonlinearity, and elsewhere close: on
+    EfficientNet-Lite0 it has a cosine of 0.9 to SmoothGrad's limit, which SmoothGrad itself has
+    after 400 draws; but more draws bring it no closer. Two keys give nearly the same map. It is
+    not more faithful than SmoothGrad.
+
+    The score is made of linear maps (dense, convolutions, means, batch norms in inference,
+    additions), of functions of one number that are lines between known kinks (ReLU, ReLU6, leaky
+    ReLU, clip, abs, hard swish), and of maxima (max pooling). Means and variances are sampled for
+    each channel: for each output feature of the last dense or convolution layer, over positions,
+    which are the other axes. Custom derivatives of what is not linear do not count.
+
+    Args:
+      score: a function `score(params, x, *rest)` that returns a scalar, usually a logit; or a
+        stochastic one, which gets one key for all draws.
+      sigma: the level of the noise, as in `smoothgrad`.
+      num_samples: the number of noisy inputs, in pairs `x + e` and `x - e`. 4 are few, and more
+        than 8 gain little.
+      argnum: the argument to explain, counted from 0 after the key: 1 is x.
+      where: which leaves get noise, as in `smoothgrad`. All are explained.
+
+    Returns:
+      A stochastic explainer `explain(key, params, x, *rest)`, whose result is shaped and typed like
+      x; float0 for integer leaves.
+
+    Raises:
+      TypeError, ValueError: as `smoothgrad` and `saliency` do, and for an odd `num_samples`.
+      NotImplementedError: when called, for a score with anything else in it: softmax, layer norm,
+        GELU, tanh, products of two values that depend on x, loops. It names the line.
+
+    Cost: `num_samples` evaluations of the score, two for means and variances, and one backward
+    pass, with twice the memory of a gradient, whatever `num_samples`.
+
+    Source: Hill et al. 2025, "Smoothed Differentiation Efficiently Mitigates Shattered Gradients in
+    Explanations", NeurIPS, for products of mean derivatives. Propagated moments are ours.
+
+    >>> explain = jax.jit(sj.smoothdiff(lambda params, x: jnp.sum(params * jax.nn.relu(x)), 1.0))
+    >>> explain(jax.random.key(0), jnp.full(3, 2.0), jnp.array([-1.0, 0.0, 1.0])).round(3)
+    Array([0.317, 1.   , 1.683], dtype=float32)
+    """
+    at = at_argument(score, argnum)
+    perturb = perturbation(additive, sigma, where)
+    num_samples = check_integer(num_samples, "num_samples", least=2)
+    require(num_samples % 2 == 0, f"num_samples must be even, for pairs; got {num_samples}.")
+    num_pairs = num_samples // 2
+
+    def explain(key, *args, **kwargs):
+        x, score_at = at(args, kwargs)
+        noise_key, inner_key = jax.random.split(key)
+        noisy, levels = perturb(x), levels_of(x, sigma, where)
+        inexact, others = partition(x, is_inexact)
+        leaves, treedef = jax.tree.flatten(inexact)
+        leaves = list(map(jnp.asarray, leaves))
+
+        def score_of(*values):
+            return score_at(inner_key, combine(treedef.unflatten(values), others))
+
+        def noisy_leaves(i):
+            return list(
+                filter(is_inexact, jax.tree.leaves(noisy(jax.random.fold_in(noise_key, i))))
+            )
+
+        known = plan(trace(score_of, leaves, opens=lambda call: not call.is_linear))
+        sampled, shares = _sample(known, leaves, noisy_leaves, num_pairs)
+        places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
+        inputs = [
+            _Moments(leaf, jnp.full_like(leaf, levels[i] ** 2) if i in levels else 0 * leaf)
+            for i, leaf in zip(places, leaves, strict=True)
+        ]
+        attributions = _propagate(known, inputs, sampled, shares)
+        return combine(treedef.unflatten(attributions), jax.tree.map(without_numbers, others))
+
+    return explain
+
+
+def _sample(
+    known: Plan, leaves: Sequence[jax.Array], noisy: Callable[..., Sequence[Any]], num_pairs: int
+) -> tuple[dict[Variable, _Sampled], dict[Equation, jax.Array]]:
+    """What pairs show of inputs of functions and outputs of maxima, and what the maxima chose.
+
+    Functions whose inputs' variances are known are left out: there the closed forms are exact.
+    """
+    maxima = {e: rule for e, rule in known.rules.items() if isinstance(rule, Maximum)}
+    functions = [e for e in known.rules if e not in maxima and e not in known.exact]
+    variables = dict.fromkeys([*(e.outputs[0] for e in maxima), *(e.inputs[0] for e in functions)])
+    outputs = dict.fromkeys([*variables, *(v for e in maxima for v in e.inputs)])
+    program = live(known.program._replace(outputs=list(outputs)))
+    if not variables:
+        return {}, {}
+
+    @jax.vmap
+    def observe(leaves):
+        found = dict(zip(program.outputs, evaluate(program, leaves), strict=True))
+        chosen = {e: rule.chosen(*(found[v] for v in e.inputs)) for e, rule in maxima.items()}
+        return [found[v] for v in variables], list(chosen.values())
+
+    def draw(i):
+        pairs = zip(noisy(i), leaves, strict=True)
+        values, chosen = observe([jnp.stack([plus, 2 * x - plus]) for plus, x in pairs])
+        seen = [_of_pair(z, known.positions(v)) for v, z in zip(variables, values, strict=True)]
+        return seen, [jnp.mean(c, axis=0) for c in chosen]
+
+    seen, shares = accumulate(reductions.mean(), chunk_size=1)(draw, num_pairs)
+    sampled = {
+        v: _of_pairs(a, means, squares, known.positions(v), num_pairs)
+        for v, (a, means, squares) in zip(variables, seen, strict=True)
+    }
+    return sampled, dict(zip(maxima, shares, strict=True))
+
+
+def _of_pair(z, positions):
+    """Of z(x + e) = a + d and z(x - e) = a - d: a, means of a, d^2 and a^2, and their squares."""
+    z = z.astype(wide_dtype(z.dtype))
+    a, d = (z[0] + z[1]) / 2, (z[0] - z[1]) / 2
+    means = jnp.stack([jnp.mean(m, positions, keepdims=True) for m in (a, d * d, a * a)])
+    return a, means, means**2
+
+
+def _of_pairs(a, means, squares, positions, num_pairs):
+    """The mean of a, and the mean of d^2 with the variance of a over the pairs."""
+    others = max(num_pairs - 1, 1)
+    noise = jnp.maximum(squares - means**2, 0) / others
+    variance_of_a = (means[2] - jnp.mean(a**2, positions, keepdims=True)) * num_pairs / others
+    return _Sampled(means[0], means[1] + jnp.maximum(variance_of_a, 0), noise[0], noise[1])
+
+
+def _propagate(
+    known: Plan,
+    inputs: Sequence[_Moments],
+    sampled: dict[Variable, _Sampled],
+    shares: dict[Equation, jax.Array],
+) -> Sequence[jax.Array]:
+    """The gradient with mean derivatives in the place of derivatives."""
+
+    def calibrate(variable, z):
+        if variable not in sampled:
+            return z
+        return _calibrated(z, sampled[variable], known.positions(variable))
+
+    def rule(equation, *inputs):
+        kind = known.rules.get(equation)
+        if kind is None:
+            return _through_linear(equation, inputs)
+        if isinstance(kind, Maximum):
+            z, pull = _through_maximum(kind, shares[equation], inputs)
+            return [calibrate(equation.outputs[0], z)], pull
+        z = inputs[0] if equation in known.exact else calibrate(equation.inputs[0], inputs[0])
+        slope, mean, variance = kind.moments(*z)
+        return [_Moments(mean, variance)], lambda cotangents: [cotangents[0] * slope]
+
+    (value,), pull_back = vjp(known.program, inputs, rule)
+    return pull_back([jnp.ones_like(jax.tree.leaves(value)[0])])
+
+
+def _calibrated(z, sampled, positions):
+    """Shifts the means of each channel, and scales the variances, to what was sampled.
+
+    What is noisy, having few positions, shrinks to no shift and the scale of all channels.
+    """
+    mean, variance = (m.astype(sampled.mean.dtype) for m in z)
+    shift = sampled.mean - jnp.mean(mean, positions, keepdims=True)
+    before = jnp.maximum(jnp.mean(variance, positions, keepdims=True), _LEAST)
+    scale, overall = sampled.variance / before, jnp.sum(sampled.variance) / jnp.sum(before)
+    shift = shift * _signal(shift, sampled.mean_noise)
+    scale = overall + (scale - overall) * _signal(sampled.variance, sampled.variance_noise)
+    return _Moments(*(m.astype(z.mean.dtype) for m in (mean + shift, variance * scale)))
+
+
+def _signal(value, noise):
+    """The share of a square that is not noise."""
+    return value**2 / jnp.maximum(value**2 + noise, _LEAST)
+
+
+def _through_linear(equation, inputs):
+    """A linear map: mean' = W mean + b and variance' = (W * W) variance."""
+    means, pull = jax.vjp(equation, *(z.mean for z in inputs))
+    variances: Sequence[Any] = _squared(equation, *(z.variance for z in inputs))
+    return [_Moments(*z) for z in zip(means, variances, strict=True)], pull
+
+
+def _squared(equation, *variances) -> Any:
+    """What the map of squared coefficients makes of variances."""
+    if equation.body is not None:
+        return vjp(equation.body, variances, lambda e, *v: (_squared(e, *v), None))[0]
+    if equation.primitive in ("add", "add_any", "sub", "neg"):
+        return [sum(variances)]
+    if equation.primitive in PRODUCTS or equation.primitive == "div":
+        (v,) = variances
+        operands = (v if isinstance(o, Variable) else o.value**2 for o in equation.operands)
+        return equation.apply(*operands)
+    # Its coefficients are 0 and 1; the derivative leaves its constants out.
+    return jax.jvp(equation, list(map(jnp.zeros_like, variances)), list(variances))[1]
+
+
+def _through_maximum(maximum, share, inputs):
+    """A maximum: that of each draw, with the share of the draws in which it is the greatest."""
+
+    def options(*inputs):
+        return maximum.options(0, *inputs)
+
+    means, pull = jax.vjp(options, *(z.mean for z in inputs))
+    share = share.astype(means.dtype)
+    mean = jnp.sum(share * means, axis=0)
+    squares = options(*(z.variance for z in inputs)) + (means - mean[None]) ** 2
+    moments = _Moments(mean, jnp.sum(share * squares, axis=0))
+    return moments, lambda cotangents: pull(share * cotangents[0][None])
