@@ -135,7 +135,7 @@ def check_not_negative(value: Any, name: str) -> None:
     """Raises unless a value is a real number or array, nowhere negative as far as is known."""
     require(is_real(value), f"{name} must be a real number or array; got {value!r:.80}.", TypeError)
     known = not isinstance(value, Tracer)
-    wrong = known and not np.all(np.asarray(value) >= 0)
+    wrong = known and np.any(np.asarray(value) < 0)
     require(not wrong, f"{name} must not be negative; got {value!s:.80}.")
 
 

@@ -194,9 +194,9 @@ def test_inside_shard_map_with_a_key_for_each_device(key):
 @pytest.mark.parametrize(
     ("loop", "message"),
     [
-        ({"num_samples": 16, "chunk_size": 4}, "chunks of 4 draws.*8 devices.*multiples of 8"),
-        ({"num_samples": 20, "chunk_size": 8}, "remainder of 4.*multiples of 8"),
-        ({"num_samples": 4, "chunk_size": 8}, "chunks of 4 draws"),
+        ({"num_samples": 16, "chunk_size": 4}, "16 draws in chunks of 4 .*8 devices.*multiples of 8"),
+        ({"num_samples": 20, "chunk_size": 8}, "20 draws.*multiples of 8"),
+        ({"num_samples": 4, "chunk_size": 8}, "4 draws in chunks"),
     ],
 )
 def test_uneven_chunks_are_refused_when_building(loop, message):
@@ -210,7 +210,7 @@ ALONG_NONE = [NamedSharding(mesh(1, AxisType.Auto), P(a)) for a in (None, P.UNCO
 
 @pytest.mark.parametrize("sharding", ["draws", P("draws"), jax.devices()[0], *ALONG_NONE])
 def test_something_else_than_a_named_sharding_is_refused(sharding):
-    with pytest.raises(TypeError, match="sharding is that of the axis of draws, a NamedSharding"):
+    with pytest.raises(TypeError, match="sharding must be a NamedSharding"):
         sj.smoothgrad(EXPLAIN, 0.1, sharding=sharding)
 
 

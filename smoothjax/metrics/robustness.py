@@ -198,7 +198,8 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
     average = monte_carlo(num_samples, reduction, chunk_size)
     if not callable(radius):
         check_not_negative(radius, "radius")
-        require(isinstance(radius, Tracer) or np.any(radius), "radius must be above 0; got 0.")
+        above = isinstance(radius, Tracer) or np.any(np.asarray(radius) > 0)
+        require(above, f"radius must be above 0, in the units of x; got {radius!s:.80}.")
 
     def metric(key, *args, **kwargs):
         x, explain_at = at(args, kwargs)

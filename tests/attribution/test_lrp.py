@@ -219,7 +219,7 @@ FOLDED = {
         lambda x: (x * SCALE[:6] - SHIFT[:6]) @ W1,
         (SCALE[:6, None] * W1, -SHIFT[:6] @ W1),
     ),
-    "negated": (lambda x: 3 - (-x @ W1), (W1, 3.0)),
+    "negated": (lambda x: 3 - x @ W1, (-W1, 3.0)),
     "reshaped": (
         lambda x: (x.reshape(2, 3)[None] * 2).reshape(6) @ W1.astype(jnp.float32),
         (2 * W1, 0.0),
