@@ -75,29 +75,6 @@ def check_index(value: Any, num: int, name: str) -> jax.Array:
     return index.astype(jnp.int32)
 
 
-def check_axes(axes: Any) -> tuple[int, ...]:
-    """Returns axes, such as (0, 1), as a tuple of different ints, or raises."""
-    try:
-        axes = tuple(axes)
-    except TypeError:
-        raise TypeError(f"axes must be a tuple like (0, 1); got {axes!r:.80}.") from None
-    axes = tuple(check_integer(axis, "each of axes") for axis in axes)
-    distinct = axes and len(set(axes)) == len(axes)
-    require(distinct, f"axes must be one or more different axes; got {axes}.")
-    return axes
-
-
-def axes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns `axes` counted from 0, or raises unless an array of that shape has them."""
-    positive = tuple(axis % len(shape) for axis in axes if -len(shape) <= axis < len(shape))
-    require(
-        len(set(positive)) == len(axes),
-        f"axes {axes} must be different axes of an array of shape {shape}. Type axes=(0,) for "
-        "signals and tabular data, axes=(0, 1) for images.",
-    )
-    return positive
-
-
 def check_per_axis(values: Any, axes: tuple[int, ...], name: str) -> tuple[int, ...]:
     """Returns a positive integer for each axis, of one for all or one for each, or raises."""
     values = tuple(values) if isinstance(values, (tuple, list)) else (values,) * len(axes)
@@ -120,11 +97,17 @@ def check_leading_axis(tree: Any, name: str, least: int = 1) -> int:
 
 def check_scalar(value: Any) -> jax.Array:
     """Returns a score in at least float32, or raises unless it is a real scalar."""
+    require(
+        jax.tree_util.all_leaves([value]),
+        f"the score must be a real scalar; got a {type(value).__name__}. Pick one of its entries.",
+        TypeError,
+    )
     value = jnp.asarray(value)
     require(
         value.shape == () and not jnp.issubdtype(value.dtype, jnp.complexfloating),
         "the score must be a real scalar for one example; got an array of shape "
-        f"{value.shape} and dtype {value.dtype}. Pick one output, such as a class's logit.",
+        f"{value.shape} and dtype {value.dtype}. Pick one output, such as a class's logit; for a "
+        "batch of examples, jax.vmap what the score is given to.",
         TypeError,
     )
     return value.astype(wide_dtype(value.dtype))

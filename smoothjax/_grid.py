@@ -5,12 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from smoothjax._checks import axes_of, check_per_axis, require
+from smoothjax._axes import Default, axes_of
+from smoothjax._checks import check_per_axis, require
 
 
 def check_grid(grid: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns the number of cells along each axis, or None for a cell for each position."""
-    return None if grid is None else check_per_axis(grid, axes, "grid")
+    """Returns the number of cells along each axis, or None for a cell for each position.
+
+    Along one axis features share no cell unless somebody typed so: it may be that of a table.
+    """
+    if grid is None or (isinstance(grid, Default) and len(axes) == 1):
+        return None
+    return check_per_axis(grid, axes, "grid")
 
 
 def cells_per_axis(

@@ -14,8 +14,10 @@ except ImportError as error:
         f'smoothjax.plotting needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
     ) from error
 
+from smoothjax._axes import check_channels_last
 from smoothjax.reductions import Estimate
 
+_MOVE = "Move its channels: jnp.moveaxis(array, 0, -1)."
 PERCENTILE = 99  # a few extreme pixels would otherwise leave the rest of a map black
 
 
@@ -34,7 +36,7 @@ def heatmap(attribution: Any) -> np.ndarray:
 
     Raises:
       TypeError: if the attribution is an `Estimate` or another pytree.
-      ValueError: if it has another number of dimensions.
+      ValueError: if it has another number of dimensions, or looks like (channels, H, W).
 
     >>> import numpy as np
     >>> from smoothjax.plotting import heatmap
@@ -52,6 +54,7 @@ def heatmap(attribution: Any) -> np.ndarray:
         raise ValueError(
             f"heatmap needs an attribution of shape (H, W) or (H, W, channels); got {values.shape}."
         )
+    check_channels_last(values.shape, _MOVE)
     magnitude = np.abs(values) if values.ndim == 2 else np.linalg.norm(values, axis=-1)
     finite = magnitude[np.isfinite(magnitude)]
     if not finite.any():
@@ -120,6 +123,7 @@ def gallery(
 def _in_colours(image):
     """Returns a picture with its colours: `imshow` would draw a grey one like a map."""
     pixels = np.asarray(image)
+    check_channels_last(pixels.shape, _MOVE)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     return np.repeat(pixels, 3, -1) if pixels.shape[2:] == (1,) else pixels

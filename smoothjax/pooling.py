@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
+from smoothjax._axes import LAST, check_pooled_axis
 from smoothjax._checks import check_function, check_integer
 from smoothjax._transform import keyed, transform
 from smoothjax._trees import is_float0
@@ -12,8 +14,8 @@ from smoothjax.reductions import check_no_estimate
 
 
 @transform
-def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> Explainer:
-    """Returns an explainer of `how(explain(...), axis=axis)`, such as one value per pixel.
+def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = LAST) -> Explainer:
+    """Returns an explainer of `how(explain(...), axis=channel_axis)`, such as one value per pixel.
 
     Maps are signed and per channel until you say otherwise. Sums keep the sign, so that opposite
     channels cancel; absolute sums and norms do not. Pooling first and averaging later is another
@@ -24,14 +26,15 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
       how: a function `how(array, axis=axis)` that removes the axis: `jnp.sum` (signed),
         `jnp.linalg.norm` (L2), `functools.partial(jnp.linalg.norm, ord=1)` (absolute sum),
         `jnp.max`.
-      axis: the channel axis of each leaf.
+      channel_axis: the channel axis of each leaf: the last one, or 0 for channels first.
 
     Returns:
       An explainer, stochastic if `explain` is, whose leaves lack the axis.
 
     Raises:
-      TypeError: if `explain` or `how` is no function, if `axis` is no integer, or, when called, if
-        `explain` returns an `Estimate`, whose standard error cannot be pooled.
+      TypeError, ValueError: if `explain` or `how` is no function, or `channel_axis` no integer;
+        when called, if `explain` returns an `Estimate`, whose standard error cannot be pooled, or a
+        map that looks like (channels, H, W), unless the axis is typed.
 
     Cost: that of `explain`.
 
@@ -40,8 +43,13 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], axis: int = -1) -> E
     Array([0., 5.], dtype=float32)
     """
     check_function(how, "how")
-    axis = check_integer(axis, "axis")
-    return map_leaves(explain, lambda leaf: how(leaf, axis=axis))
+    axis = check_integer(channel_axis, "channel_axis")
+
+    def pooled(leaf):
+        check_pooled_axis(jnp.shape(leaf), channel_axis)
+        return how(leaf, axis=axis)
+
+    return map_leaves(explain, pooled)
 
 
 def map_leaves(explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:

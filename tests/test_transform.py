@@ -178,7 +178,11 @@ BAD_BUILDS = [
     (lambda: sj.saliency(None), TypeError, "saliency takes a function.*got None"),
     (lambda: sj.stochastic("f"), TypeError, "stochastic takes a function"),
     (lambda: sj.pool(jnp.sin, "sum"), TypeError, "(?s)how must be a function.*in pool"),
-    (lambda: sj.pool(jnp.sin, jnp.sum, 1.0), TypeError, "(?s)axis must be a Python int.*in pool"),
+    (
+        lambda: sj.pool(jnp.sin, jnp.sum, 1.0),
+        TypeError,
+        "(?s)channel_axis must be a Python int.*in pool",
+    ),
     (lambda: sj.smoothgrad(jnp.sin, argnum=-1), ValueError, "argnum must be at least 0; got -1"),
     (lambda: sj.smoothgrad(jnp.sin, argnum=1.0), TypeError, "argnum must be a Python int"),
     (lambda: sj.noisegrad(jnp.sin, argnum="x"), TypeError, "argnum must be a Python int.*'x'"),
@@ -211,7 +215,7 @@ def test_pool_acts_on_each_leaf_and_keeps_what_it_is_told(key):
     x = jnp.array([[3.0, -4.0], [-1.0, 0.0]])
     signed = sj.pool(explain, jnp.sum)(None, x)
     l2 = sj.pool(explain, jnp.linalg.norm)(None, x)
-    absolute = sj.pool(explain, functools.partial(jnp.linalg.norm, ord=1), axis=0)(None, x)
+    absolute = sj.pool(explain, functools.partial(jnp.linalg.norm, ord=1), channel_axis=0)(None, x)
     assert jnp.array_equal(signed["a"], jnp.array([-1.0, -1.0]))
     assert jnp.array_equal(l2["b"], jnp.array([10.0, 2.0]))
     assert jnp.array_equal(absolute["a"], jnp.array([4.0, 4.0]))

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._checks import axes_of, check_scalar
+from smoothjax._axes import axes_of
+from smoothjax._checks import check_scalar
 from smoothjax._grid import grid_cells
 from smoothjax._transform import at_argument
 from smoothjax._trees import (
@@ -47,12 +48,13 @@ class Masked(NamedTuple):
     Attributes:
       maps: the `Map` of each floating-point leaf of x.
       query: `query(key, masks)`, the score of x behind a list of masks, each shaped like its map.
-      restore: `restore(values)`, a pytree like x of a list of maps.
+      restore: `restore(values, dtype)`, a pytree like x of a list of maps, in the wider of the
+        leaf's dtype and that of the score.
     """
 
     maps: list[Map]
     query: Callable[[Any, list[jax.Array]], jax.Array]
-    restore: Callable[[list[jax.Array]], PyTree]
+    restore: Callable[[list[jax.Array], Any], PyTree]
 
 
 def masking(
@@ -73,11 +75,13 @@ def masking(
 
         def query(key, masks):
             mixed = jax.tree.map(_mix, treedef.unflatten(masks), shown, hiding)
-            return check_scalar(score_at(key, combine(mixed, others)))
+            score = score_at(key, combine(mixed, others))
+            wide = check_scalar(score)
+            return wide.astype(score.dtype) if is_inexact(score) else wide
 
-        def restore(values):
-            real = [jnp.finfo(leaf.dtype).dtype for leaf in leaves]
-            values = [value.astype(dtype) for value, dtype in zip(values, real, strict=True)]
+        def restore(values, dtype):
+            own = [jnp.promote_types(jnp.finfo(leaf.dtype).dtype, dtype) for leaf in leaves]
+            values = [value.astype(one) for value, one in zip(values, own, strict=True)]
             return combine(treedef.unflatten(values), jax.tree.map(without_numbers, others))
 
         return Masked(maps, query, restore)

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._checks import axes_of, check_axes, check_number
+from smoothjax._axes import IMAGE, axes_of, check_axes
+from smoothjax._checks import check_number
 from smoothjax._transform import noted
 from smoothjax._trees import is_inexact, wide_dtype
 from smoothjax._typing import Axes, PyTree
 
 
 @noted
-def blur(sigma: float, axes: Axes = (0, 1)) -> Callable[[PyTree], PyTree]:
+def blur(sigma: float, axes: Axes = IMAGE) -> Callable[[PyTree], PyTree]:
     """Returns a baseline: a function of x that blurs it with a Gaussian.
 
     `blurred_i = sum_k w_k x_(i + k)` along each of `axes`, with `w_k ~ exp(-k^2 / (2 sigma^2))` for
@@ -69,7 +70,7 @@ def blur(sigma: float, axes: Axes = (0, 1)) -> Callable[[PyTree], PyTree]:
 
 
 @noted
-def channel_mean(axes: Axes = (0, 1)) -> Callable[[PyTree], PyTree]:
+def channel_mean(axes: Axes = IMAGE) -> Callable[[PyTree], PyTree]:
     """Returns a baseline: a function of x that gives each channel its mean over `axes`.
 
     Args:

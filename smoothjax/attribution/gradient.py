@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions
-from smoothjax._checks import check_leading_axis, require
+from smoothjax._checks import check_leading_axis, check_scalar, require
 from smoothjax._loop import accumulate, check_count, monte_carlo
 from smoothjax._transform import at_argument, transform
 from smoothjax._trees import (
@@ -270,7 +270,13 @@ def _gradient(score_at):
     def gradient(key, x):
         check_has_inexact(x)
         inexact, others = partition(x, is_inexact)
-        slopes = jax.grad(lambda inexact: score_at(key, combine(inexact, others)))(inexact)
+
+        def score_of(inexact):
+            score = score_at(key, combine(inexact, others))
+            check_scalar(score)
+            return score
+
+        slopes = jax.grad(score_of)(inexact)
         return combine(slopes, jax.tree.map(without_numbers, others))
 
     return gradient

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax import reductions
-from smoothjax._checks import check_axes
+from smoothjax._axes import IMAGE, Default, check_axes
 from smoothjax._grid import check_grid
 from smoothjax._loop import accumulate, check_count
 from smoothjax._transform import transform
+from smoothjax._trees import wide_dtype
 from smoothjax._typing import Axes, Explainer, PerAxis, Score
 from smoothjax.attribution._masks import cells_of, masking
 
@@ -20,8 +21,8 @@ def hsic(
     baseline: Any = 0.0,
     *,
     num_samples: int = 500,
-    grid: PerAxis | None = 8,
-    axes: Axes = (0, 1),
+    grid: PerAxis | None = Default(8),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 10,
 ) -> Explainer:
@@ -83,8 +84,9 @@ def hsic(
             visible = jax.random.bernoulli(jax.random.fold_in(design_key, i), half, (num_cells,))
             return visible, query(inner_key, [visible[cell_of] for cell_of in cells])
 
-        dependence = _hsic(*all_of(evaluate, num_samples))
-        return restore([dependence[cell_of] for cell_of in cells])
+        visible, scores = all_of(evaluate, num_samples)
+        dependence = _hsic(visible, scores.astype(wide_dtype(scores.dtype)))
+        return restore([dependence[cell_of] for cell_of in cells], scores.dtype)
 
     return explain
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions
-from smoothjax._checks import check_axes, check_per_axis, require
+from smoothjax._axes import IMAGE, Default, check_axes
+from smoothjax._checks import check_per_axis, require
 from smoothjax._loop import accumulate
 from smoothjax._transform import transform
+from smoothjax._trees import wide_dtype
 from smoothjax._typing import Axes, Explainer, PerAxis, Score
 from smoothjax.attribution._masks import masking
 
@@ -18,11 +20,11 @@ from smoothjax.attribution._masks import masking
 @transform
 def occlusion(
     score: Score,
-    patch: PerAxis = 32,
-    stride: PerAxis = 16,
+    patch: PerAxis = Default(32),
+    stride: PerAxis | None = None,
     baseline: Any = 0.0,
     *,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 10,
 ) -> Explainer:
@@ -36,8 +38,10 @@ def occlusion(
       score: a function `score(params, x, *rest)` that returns a scalar; or a stochastic one, which
         then gets the same key for every patch.
       patch: the length of a patch in positions, one for all axes or one for each. The default suits
-        photos of about 224 pixels; 1 hides every feature of tabular data by itself.
-      stride: the step from patch to patch in positions, at most the length of a patch.
+        photos of 224 pixels and more, is a seventh of an axis that is shorter, and along one axis,
+        which may be that of a table, hides every feature by itself: for long signals type a number.
+      stride: the step from patch to patch in positions, at most the length of a patch; by default
+        half of it.
       baseline: what hides: a number or array that broadcasts to each leaf of x, a pytree prefix of
         those, or a function of x that returns one, in the units of x: 0 is grey for a normalised
         photo.
@@ -67,56 +71,76 @@ def occlusion(
     """
     axes = check_axes(axes)
     masked = masking(score, baseline, axes, argnum)
-    patch, stride = check_per_axis(patch, axes, "patch"), check_per_axis(stride, axes, "stride")
-    require(
-        all(step <= length for step, length in zip(stride, patch, strict=True)),
-        "with a stride above the patch, no patch would cover some positions; got stride "
-        f"{stride} and patch {patch}.",
-    )
+    patches_of = _patches(patch, stride, axes)
     mean_over = accumulate(reductions.mean(), chunk_size)
 
     def explain(key, *args, **kwargs):
         maps, query, restore = masked(args, kwargs)
-        starts = [_patch_starts(one, patch, stride) for one in maps]
+        patches, starts = zip(*map(patches_of, maps), strict=True)
         counts = [math.prod(map(len, along)) for along in starts]
         firsts = [sum(counts[:place]) for place in range(len(counts))]
         visible = [jnp.ones(one.shape) for one in maps]
         jax.eval_shape(query, key, visible)  # an error in the score comes before anything runs
         whole = query(key, visible)
+        wide = wide_dtype(whole.dtype)
 
         def occlude(i):
             hidden = [
                 _patch(one, along, patch, i - first, count)
-                for one, along, first, count in zip(maps, starts, firsts, counts, strict=True)
+                for one, along, patch, first, count in zip(
+                    maps, starts, patches, firsts, counts, strict=True
+                )
             ]
-            drop = whole - query(key, [1 - mask for mask in hidden])
+            drop = whole.astype(wide) - query(key, [1 - mask for mask in hidden]).astype(wide)
             # Not a product: a NaN behind one patch would be everywhere.
             return [jnp.where(mask == 1, drop, 0) for mask in hidden]
 
         means = mean_over(occlude, sum(counts))
         # From means over all patches to means over those that cover a position.
-        shares = [
-            _cover(one, along, patch) / sum(counts) for one, along in zip(maps, starts, strict=True)
-        ]
-        return restore([m / jnp.asarray(s, m.dtype) for m, s in zip(means, shares, strict=True)])
+        covers = map(_cover, maps, starts, patches)
+        shares = [jnp.asarray(cover / sum(counts), wide) for cover in covers]
+        return restore([m / s for m, s in zip(means, shares, strict=True)], whole.dtype)
 
     return explain
 
 
-def _patch_starts(one, patch, stride):
-    """Where patches start along each axis."""
+def _patches(patch, stride, axes):
+    """Returns a function of a map to the lengths of its patches and where they start, by axis."""
+    stride = None if stride is None else check_per_axis(stride, axes, "stride")
+    longest = check_per_axis(patch, axes, "patch")
 
-    def along(size, length, step):
+    def checked(lengths):
+        steps = [max(1, length // 2) for length in lengths] if stride is None else stride
         require(
-            length <= size,
-            f"a patch of {patch} positions along axes {one.axes} does not fit into x, whose map "
-            f"has shape {one.shape}.",
+            all(step <= length for step, length in zip(steps, lengths, strict=True)),
+            "with a stride above the patch, no patch would cover some positions; got stride "
+            f"{stride} and patch {lengths}.",
         )
-        count = 1 + math.ceil((size - length) / step)
-        return np.minimum(step * np.arange(count), size - length)
+        return lengths, steps
 
-    sizes = [one.shape[axis] for axis in one.axes]
-    return [along(*settings) for settings in zip(sizes, patch, stride, strict=True)]
+    if not isinstance(patch, Default):
+        checked(longest)
+
+    def patches_of(one):
+        sizes = [one.shape[axis] for axis in one.axes]
+        lengths = longest
+        if isinstance(patch, Default):
+            shortened = (min(patch, max(1, size // 7)) for size in sizes)
+            lengths = (1,) if len(axes) == 1 else tuple(shortened)
+        lengths, steps = checked(lengths)
+
+        def along(size, length, step):
+            require(
+                length <= size,
+                f"a patch of {lengths} positions along axes {one.axes} does not fit into x, whose "
+                f"map has shape {one.shape}.",
+            )
+            count = 1 + math.ceil((size - length) / step)
+            return np.minimum(step * np.arange(count), size - length)
+
+        return lengths, [along(*of_axis) for of_axis in zip(sizes, lengths, steps, strict=True)]
+
+    return patches_of
 
 
 def _patch(one, starts, patch, i, count):

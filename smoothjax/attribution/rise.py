@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from smoothjax import reductions
-from smoothjax._checks import check_axes, check_number
+from smoothjax._axes import IMAGE, Default, check_axes
+from smoothjax._checks import check_number
 from smoothjax._grid import cells_per_axis, check_grid
 from smoothjax._loop import monte_carlo
 from smoothjax._transform import transform
+from smoothjax._trees import wide_dtype
 from smoothjax._typing import Axes, Explainer, PerAxis, Score
 from smoothjax.attribution._masks import masking
 from smoothjax.reductions import Reduction
@@ -23,9 +25,9 @@ def rise(
     baseline: Any = 0.0,
     *,
     num_samples: int = 4000,
-    grid: PerAxis | None = 7,
+    grid: PerAxis | None = Default(7),
     probability: float = 0.5,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     reduction: Reduction = reductions.mean(),
     chunk_size: int = 10,
@@ -44,7 +46,8 @@ def rise(
       baseline: what hides, in the grammar of `occlusion`.
       num_samples: the number of masks.
       grid: how many cells along each axis, one number for all axes or one for each; None makes
-        every position a cell of its own, which is what tabular data needs.
+        every position a cell of its own, as tabular data needs it, and is the default along one
+        axis: for long signals type a number.
       probability: that a cell is visible, above 0 and below 1.
       axes: the axes of x that a mask spans, as in `occlusion`.
       argnum: the argument to explain, counted from 0 after the key: 1 is x. Each floating-point
@@ -90,8 +93,9 @@ def rise(
                 _random_mask(jax.random.fold_in(mask_key, one.place), one, cells, probability)
                 for one, cells in zip(maps, grids, strict=True)
             ]
-            value = query(inner_key, masks)
-            return restore([value / probability * mask.astype(value.dtype) for mask in masks])
+            score = query(inner_key, masks)
+            value = score.astype(wide_dtype(score.dtype)) / probability
+            return restore([value * mask.astype(value.dtype) for mask in masks], score.dtype)
 
         return average(draw, key)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoothjax._axes import IMAGE, axes_of, check_channels_last
 from smoothjax._checks import require
 from smoothjax._transform import argument, at_argument, signature_with_key, transform
 from smoothjax._trees import is_real, wide_dtype
@@ -63,23 +64,34 @@ def check_attribution(attribution: Any) -> jax.Array:
     return array.astype(wide_dtype(array.dtype))
 
 
-def like_input(attribution: Any, x: jax.Array) -> jax.Array:
-    """Returns an attribution of x with as many axes as x, trailing ones of length 1, or raises.
+def like_input(attribution: Any, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns an attribution of x with as many axes as x, or raises.
 
-    Each of its entries is then one feature, which stands for all entries of x that it broadcasts
-    to: of (H, W) or (H, W, 1), the channels of a pixel; of (H, W, channels), one entry.
+    Along `axes` it has the lengths of x; along the others too, or 1, or it lacks them. Each of its
+    entries is then one feature, which stands for all entries of x that it broadcasts to: of (H, W)
+    or (H, W, 1), the channels of a pixel; of (H, W, channels), one entry.
     """
-    is_leaf = jax.tree_util.all_leaves([x])
-    require(is_leaf, f"x must be one array; got a {type(x).__name__}.", TypeError)
-    array = check_attribution(attribution)
-    padded = pad_axes(array, jnp.ndim(x))
     require(
-        broadcasts(padded, jnp.shape(x)),
-        f"an attribution must be shaped like x, {jnp.shape(x)}, or lack its last axes, or have "
-        f"length 1 along some; got {array.shape}. For channels first, keep the axis: "
-        "pool(explain, partial(jnp.sum, keepdims=True), axis=0).",
+        jax.tree_util.all_leaves([x]),
+        f"x must be one array; got a {type(x).__name__}. Judge the map of one of its arrays, by a "
+        "score of that array alone: lambda params, image: score(params, {**x, 'image': image}).",
+        TypeError,
     )
-    return padded
+    array, shape = check_attribution(attribution), jnp.shape(x)
+    if axes is IMAGE:
+        check_channels_last(shape)
+    if array.shape == shape:
+        return array
+    spatial = axes_of(shape, axes)
+    if array.ndim == len(axes):
+        array = jnp.expand_dims(array, [axis for axis in range(len(shape)) if axis not in spatial])
+    require(
+        broadcasts(array, shape) and all(array.shape[axis] == shape[axis] for axis in spatial),
+        f"an attribution of x, {shape}, keeps its axes {axes}, and has the others too, or length 1 "
+        f"along them, or lacks them; got {jnp.shape(attribution)}. Was it pooled twice, or are "
+        "other axes spatial? Type axes=(0,) for signals, axes=(1, 2) for channels first.",
+    )
+    return array
 
 
 def pad_axes(array: jax.Array, ndim: int) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions
+from smoothjax._axes import check_axes
 from smoothjax._checks import check_scalar, require
 from smoothjax._loop import accumulate
 from smoothjax._trees import is_inexact
@@ -26,17 +27,18 @@ Query = Callable[[Any, jax.Array], jax.Array]
 
 
 def judging(
-    score: Score, argnum: Any
+    score: Score, argnum: Any, axes: Any
 ) -> Callable[[tuple, dict], tuple[jax.Array, jax.Array, Query]]:
     """Returns `judged(args, kwargs) -> x, attribution, query`, for the arguments of one call.
 
     The attribution has as many axes as x, and `query(key, changed)` is the score of a changed x.
     """
     at = at_attribution(score, argnum)
+    axes = check_axes(axes)
 
     def judged(args, kwargs):
         x, attribution, score_at = at(args, kwargs)
-        attribution = like_input(attribution, x)
+        attribution = like_input(attribution, x, axes)
         require(
             is_inexact(x),
             f"x is changed, so it must be a floating-point array; got {x!r:.80}. Convert it, "

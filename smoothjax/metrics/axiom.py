@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from smoothjax._checks import check_scalar
+from smoothjax._checks import check_scalar, require
 from smoothjax._trees import is_float0
 from smoothjax._typing import Metric, Score
 from smoothjax.attribution.gradient import baseline_like
-from smoothjax.metrics._arguments import at_attribution, like_input, metric
+from smoothjax.metrics._arguments import at_attribution, check_attribution, metric
 from smoothjax.reductions import check_no_estimate
 
 
@@ -61,4 +62,13 @@ def _leaves_like(attribution, x):
     check_no_estimate(attribution)
     pairs = []
     jax.tree.map(lambda leaf, part: pairs.append((leaf, part)), x, attribution)
-    return [like_input(part, leaf) for leaf, part in pairs if not is_float0(part)]
+    return [_like(part, np.shape(leaf)) for leaf, part in pairs if not is_float0(part)]
+
+
+def _like(part, shape):
+    part = check_attribution(part)
+    fits = part.shape in (shape, shape[:-1], (*shape[:-1], 1))
+    require(
+        fits, f"an attribution is shaped like x, {shape}, or lacks its last axis; got {part.shape}."
+    )
+    return part

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax import reductions
-from smoothjax._checks import check_axes, check_function, check_integer, check_number, require
+from smoothjax._axes import IMAGE, Default, check_axes
+from smoothjax._checks import check_function, check_integer, check_number, require
 from smoothjax._grid import check_grid, grid_cells
 from smoothjax._loop import monte_carlo
 from smoothjax._typing import Axes, Metric, PerAxis, Score
@@ -25,12 +26,12 @@ from smoothjax.metrics.similarity import pearson, spearman
 def mu_fidelity(
     score: Score,
     *,
-    grid: PerAxis | None = 9,
+    grid: PerAxis | None = Default(9),
     subset: float = 0.2,
     num_samples: int = 200,
     baseline: Any = 0.0,
     similarity: Callable[..., jax.Array] = spearman,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -43,13 +44,13 @@ def mu_fidelity(
       score: as in `deletion_curve`.
       grid: how many cells along each of `axes`, one number or one for each, as equal as whole
         positions allow; a cell holds all channels. None makes every entry of the attribution a
-        cell, which is what tabular data needs.
+        cell, as tabular data needs it, and is the default along one axis.
       subset: the share of the cells that a subset holds, above 0 and below 1, rounded to a whole
         number of them.
       num_samples: the number of subsets.
       baseline: what replaces, in the grammar of `deletion_curve`.
       similarity: the correlation, a function of two arrays from `smoothjax.metrics.similarity`.
-      axes: the axes of x that the grid spans.
+      axes: the spatial axes of x, as in `deletion_curve`, which the grid spans.
       argnum: as in `deletion_curve`.
       chunk_size: how many subsets are evaluated at once, as in `deletion_curve`.
 
@@ -84,6 +85,7 @@ def mu_fidelity(
         size_of=lambda num_features: max(1, round(subset * num_features)),
         num_samples=num_samples,
         baseline=baseline,
+        axes=axes,
         argnum=argnum,
         chunk_size=chunk_size,
     )
@@ -96,6 +98,7 @@ def faithfulness_correlation(
     subset_size: int,
     num_samples: int = 100,
     baseline: Any = 0.0,
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -110,6 +113,7 @@ def faithfulness_correlation(
         (224 of 224 x 224 are common): a few change little in a photo.
       num_samples: the number of subsets.
       baseline: what replaces, in the grammar of `deletion_curve`.
+      axes: the spatial axes of x, as in `deletion_curve`.
       argnum: as in `deletion_curve`.
       chunk_size: how many subsets are evaluated at once, as in `deletion_curve`.
 
@@ -139,16 +143,17 @@ def faithfulness_correlation(
         size_of=lambda num_features: subset_size,
         num_samples=num_samples,
         baseline=baseline,
+        axes=axes,
         argnum=argnum,
         chunk_size=chunk_size,
     )
 
 
 def _correlation(
-    score, similarity, *, cells_of, size_of, num_samples, baseline, argnum, chunk_size
+    score, similarity, *, cells_of, size_of, num_samples, baseline, axes, argnum, chunk_size
 ):
     """The metric of the correlation of sums and drops over random subsets of features."""
-    judged = judging(score, argnum)
+    judged = judging(score, argnum, axes)
     check_function(similarity, "similarity")
     draws = monte_carlo(num_samples, _PAIRS, chunk_size)
 

@@ -13,7 +13,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._checks import check_axes, check_per_axis
+from smoothjax._axes import IMAGE, check_axes
+from smoothjax._checks import check_per_axis
 from smoothjax._grid import patch_cells
 from smoothjax._loop import check_count
 from smoothjax._transform import keyed, name_of, transform
@@ -83,7 +84,7 @@ def deletion_curve(
     num_steps: int = 16,
     patch: PerAxis | None = None,
     baseline: Any = 0.0,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -104,7 +105,9 @@ def deletion_curve(
       baseline: what replaces: a number or array that broadcasts to x, or a function of x that
         returns one, such as `blur` and `channel_mean` make, in the units of x: 0 is grey for a
         normalised photo.
-      axes: the axes of x that patches span; without patches they do not count.
+      axes: the spatial axes of x, which patches span and the attribution keeps: it is shaped like
+        x, or has length 1 along the others, or lacks them. (0,) for signals (time, channels), (1,
+        2) for channels first.
       argnum: the argument that is explained, one floating-point array, counted from 0 after the
         key: 1 is x.
       chunk_size: how many queries of an example are evaluated at once: memory and speed only. Since
@@ -150,7 +153,7 @@ def insertion_curve(
     num_steps: int = 16,
     patch: PerAxis | None = None,
     baseline: Any = None,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -168,7 +171,7 @@ def insertion_curve(
         `blur(10, axes)`, for photos of about 224 pixels. The blur of the source, of 11 x 11 pixels,
         leaves EfficientNet-Lite0 29 % of its probability on photos that it is sure of; this one
         leaves it 1 %.
-      axes: the axes of x that patches span, and the default baseline blurs.
+      axes: the spatial axes of x, as in `deletion_curve`, which the default baseline blurs.
       argnum: as in `deletion_curve`.
       chunk_size: as in `deletion_curve`.
 
@@ -208,7 +211,7 @@ def deletion(
     num_steps: int = 16,
     patch: PerAxis | None = None,
     baseline: Any = 0.0,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -219,7 +222,7 @@ def deletion(
       num_steps: the number of steps.
       patch: the length of a patch; None for single features.
       baseline: what replaces the features.
-      axes: the axes of x that patches span.
+      axes: the spatial axes of x.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -259,7 +262,7 @@ def insertion(
     num_steps: int = 16,
     patch: PerAxis | None = None,
     baseline: Any = None,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -270,7 +273,7 @@ def insertion(
       num_steps: the number of steps.
       patch: the length of a patch; None for single features.
       baseline: what x is restored onto; by default x blurred by `blur(10, axes)`.
-      axes: the axes of x that patches span, and the default baseline blurs.
+      axes: the spatial axes of x, as in `deletion_curve`, which the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -312,7 +315,7 @@ def insertion_minus_deletion(
     patch: PerAxis | None = None,
     insertion_baseline: Any = None,
     deletion_baseline: Any = 0.0,
-    axes: Axes = (0, 1),
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -328,7 +331,7 @@ def insertion_minus_deletion(
       insertion_baseline: what x is restored onto; by default x blurred by `blur(10, axes)`, as in
         `insertion_curve`.
       deletion_baseline: what replaces features of x.
-      axes: the axes of x that patches span, and the default baseline blurs.
+      axes: the spatial axes of x, as in `deletion_curve`, which the default baseline blurs.
       argnum: the argument that is explained.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -376,8 +379,8 @@ def _along(score, paths, finish, *, num_steps, patch, axes, argnum, chunk_size):
     `paths(x, like)` returns pairs of what features change from and to; `like(baseline)` makes an
     array like x.
     """
-    judged = judging(score, argnum)
     axes = check_axes(axes)
+    judged = judging(score, argnum, axes)
     patch = None if patch is None else check_per_axis(patch, axes, "patch")
     num_steps = check_count(num_steps, "num_steps")
     along = along_paths(chunk_size)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax import reductions
+from smoothjax._axes import IMAGE
 from smoothjax._checks import check_function, require
 from smoothjax._loop import monte_carlo
 from smoothjax._perturb import check_noise, levels_of
 from smoothjax._transform import noted
 from smoothjax._trees import wide_dtype
-from smoothjax._typing import Metric, Score
+from smoothjax._typing import Axes, Metric, Score
 from smoothjax.metrics._arguments import stochastic_metric
 from smoothjax.metrics._features import judging
 from smoothjax.noise import relative
@@ -60,6 +61,7 @@ def infidelity(
     *,
     num_samples: int = 100,
     perturbation: Callable[..., jax.Array] = _GAUSSIAN,
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -80,6 +82,7 @@ def infidelity(
       perturbation: a function `perturbation(key, x)` that returns a random change, shaped like x:
         `x - I` is evaluated. For the default, Gaussian numbers of 0.15 times the range of x,
         SmoothGrad of the same level is the attribution of the least error.
+      axes: the spatial axes of x, as in `deletion_curve`.
       argnum: as in `deletion_curve`.
       chunk_size: how many changes are evaluated at once, as in `deletion_curve`.
 
@@ -102,7 +105,7 @@ def infidelity(
     >>> print(jax.jit(sj.metrics.infidelity(score))(jax.random.key(0), params, x, params).round(6))
     0.0
     """
-    judged = judging(score, argnum)
+    judged = judging(score, argnum, axes)
     check_function(perturbation, "perturbation")
     average = monte_carlo(num_samples, reductions.mean(), chunk_size)
 

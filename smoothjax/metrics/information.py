@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoothjax._axes import IMAGE
 from smoothjax._checks import check_function, require
 from smoothjax._loop import check_count
 from smoothjax._transform import noted
 from smoothjax._trees import wide_dtype
-from smoothjax._typing import Metric, Score
+from smoothjax._typing import Axes, Metric, Score
 from smoothjax.attribution.gradient import baseline_like
 from smoothjax.metrics._arguments import metric
 from smoothjax.metrics._features import along_paths, blurred_unless, judging, rank_of
@@ -58,6 +59,7 @@ def information_curve(
     information: Callable[[jax.Array], jax.Array] = residual_bits,
     num_steps: int = 16,
     baseline: Any = None,
+    axes: Axes = IMAGE,
     argnum: int = 1,
     chunk_size: int = 1,
 ) -> Metric:
@@ -78,8 +80,8 @@ def information_curve(
         that range. The default is for (H, W) and (H, W, channels).
       num_steps: the number of steps.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
-        `blur(10)`, for photos of about 224 pixels. For other axes than the first two give your own:
-        `blur(10, axes=(0,))` for signals, `blur(10, axes=(1, 2))` for channels first.
+        `blur(10, axes)`, for photos of about 224 pixels.
+      axes: the spatial axes of x, as in `deletion_curve`, which the default baseline blurs.
       argnum: as in `deletion_curve`.
       chunk_size: how many queries are evaluated at once, as in `deletion_curve`.
 
@@ -102,26 +104,21 @@ def information_curve(
     >>> x = jax.random.normal(jax.random.key(0), (32, 32))
     >>> score = lambda params, x: jnp.mean(x[:8] ** 2)  # it depends on the upper quarter
     >>> metric = jax.jit(sj.metrics.area(sj.metrics.information_curve(score)))
-    >>> upper = jnp.where(jnp.arange(32)[:, None] < 8, 1.0, 0.0)
+    >>> upper = jnp.where(jnp.arange(32)[:, None] < 8, 1.0, jnp.zeros((32, 32)))
     >>> print(metric(None, x, upper) > 2 * metric(None, x, -upper))
     True
     """
-    judged = judging(score, argnum)
+    judged = judging(score, argnum, axes)
     check_function(information, "information")
     num_steps = check_count(num_steps, "num_steps")
     along = along_paths(chunk_size)
 
     def curve(key, *args, **kwargs):
         x, attribution, query = judged(args, kwargs)
-        require(
-            baseline is not None or x.ndim >= 2,
-            "by default x is restored onto itself blurred along its first two axes; got shape "
-            f"{x.shape}. For signals type baseline=blur(10, axes=(0,)).",
-        )
         bits_of = _information_of(information, x)
         rank = rank_of(attribution).reshape(attribution.shape)
         counts = np.arange(num_steps + 1) ** 2 * attribution.size // num_steps**2
-        path = (baseline_like(blurred_unless(baseline, (0, 1)), x), x)
+        path = (baseline_like(blurred_unless(baseline, axes), x), x)
         scores, bits = along(
             lambda image: (query(key, image), bits_of(image)), rank, counts, [path]
         )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from smoothjax._axes import check_channels_last
 from smoothjax._checks import check_index, check_per_axis, require
 from smoothjax._perturb import check_not_negative
 from smoothjax._transform import noted
@@ -219,6 +220,7 @@ def mosaic(images: Any, grid: tuple[int, int]) -> jax.Array:
     """
     rows, columns = check_per_axis(grid, (0, 1), "grid")
     images, num = jnp.asarray(images), rows * columns
+    check_channels_last(images.shape[1:], "Move its channels: jnp.moveaxis(images, 1, -1).")
     fits = images.ndim >= 3 and len(images) == num
     require(fits, f"a grid of {grid} takes images ({num}, H, W, ...); got shape {images.shape}.")
     _, height, width, *rest = images.shape

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._checks import axes_of, check_axes, check_number, require
+from smoothjax._axes import axes_of, check_axes
+from smoothjax._checks import check_number, require
 from smoothjax._trees import is_array, is_real, wide_dtype
 
 

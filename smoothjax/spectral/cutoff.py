@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from smoothjax._axes import check_not_pooled_twice
 from smoothjax._checks import check_function, check_leading_axis, check_scalar, require
 from smoothjax._statistics import t_test
 from smoothjax._transform import is_stochastic, keyed, noting, transform
@@ -81,7 +82,8 @@ def best_cutoff(
 
     Raises:
       TypeError, ValueError: here for a bad cut-off or an argument that is no function; when called,
-        for fewer than two examples, or a faithfulness that is no scalar.
+        for fewer than two examples, maps that were pooled twice, or a faithfulness that is no
+        scalar.
 
     Cost: for each example one evaluation of `explain` and one of `faithfulness` for every cut-off,
     one after the other, so in the memory of one.
@@ -91,8 +93,9 @@ def best_cutoff(
     >>> smooth = jnp.cos(2 * jnp.pi * jnp.arange(16.0) / 16)[:, None]
     >>> def faithfulness(params, x, attribution):
     ...     return -jnp.sum((attribution - smooth) ** 2)
+    >>> lowpass = functools.partial(sj.lowpass, axes=(0,))
     >>> search = sj.spectral.best_cutoff(
-    ...     lambda params, x: x, faithfulness, [0, 2, 8], transform=sj.lowpass
+    ...     lambda params, x: x, faithfulness, [0, 2, 8], transform=lowpass
     ... )
     >>> xs = smooth[None] + jax.random.normal(jax.random.key(0), (20, 16, 1))
     >>> found = jax.jit(search)(None, xs)
@@ -116,6 +119,7 @@ def best_cutoff(
             index, x, rest = example
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, index))
             attribution = attribute(keys[0], params, x, *rest)
+            check_not_pooled_twice(attribution, x)
 
             def of_cutoff(cutoff):
                 filtered = transform(lambda: attribution, cutoff)()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from smoothjax._axes import IMAGE, LAST, check_pooled_axis
 from smoothjax._checks import check_function, check_integer, require
 from smoothjax._transform import noted, transform
 from smoothjax._trees import wide_dtype
@@ -77,7 +78,7 @@ def butterworth(order: int) -> Window:
 
 @transform
 def lowpass(
-    explain: Explainer, cutoff: Any, *, axes: Axes = (0, 1), window: Window = disc
+    explain: Explainer, cutoff: Any, *, axes: Axes = IMAGE, window: Window = disc
 ) -> Explainer:
     """Returns an explainer of the map without its frequencies above `cutoff`.
 
@@ -92,7 +93,8 @@ def lowpass(
         longest of `axes`. 0 keeps the mean alone; from `sqrt(len(axes)) / 2` times the longest axis
         on, the disc keeps everything. It may be traced, so one compiled program serves them all;
         a traced one that is negative or NaN makes NaN.
-      axes: the one to three axes of each leaf that span the image; the others are left apart.
+      axes: the one to three axes of each leaf that span the image; the others are left apart. Type
+        (0,) for signals (time, channels), (1, 2) for channels first.
       window: a function `(radius, cutoff) -> gain` of an array of radii: `disc` or
         `butterworth(order)`.
 
@@ -125,22 +127,22 @@ def forgrad(
     explain: Explainer,
     cutoff: Any = 15,
     *,
-    channel_axis: int | None = -1,
+    channel_axis: int | None = LAST,
     window: Window = disc,
 ) -> Explainer:
     """Returns an explainer of FORGrad: `|lowpass(|mean over channels of explain(...)|)|`.
 
     The absolute value comes before the filter, as in the paper, so that neighbours of opposite sign
-    add up instead of cancelling. All axes but the channels are filtered. A map that was pooled
-    already, an (H, W) for instance, would have its last axis taken for the channels: type
-    `channel_axis=None`.
+    add up instead of cancelling. All axes but the channels are filtered.
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
         returns a pytree of maps of real floating-point numbers.
       cutoff: a radius, not a diameter, in cycles per image, as in `lowpass`. The authors' 15 is for
         maps of 224 x 224; `best_cutoff` finds yours.
-      channel_axis: the axis that is averaged and dropped; None for maps without channels.
+      channel_axis: the axis that is averaged and dropped, by default the last of (H, W, channels).
+        Type None for maps that were pooled already, 0 for channels first, and -1 for signals (time,
+        channels) and volumes.
       window: a function `(radius, cutoff) -> gain`, as in `lowpass`.
 
     Returns:
@@ -157,16 +159,23 @@ def forgrad(
 
     >>> saliency = sj.saliency(lambda params, x: jnp.sum(params * x))
     >>> explain = jax.jit(sj.forgrad(saliency, cutoff=0))
-    >>> print(explain(jnp.array([[[1.0, 3.0], [-1.0, -5.0]]]), jnp.ones((1, 2, 2))))
-    [[2.5 2.5]]
+    >>> print(explain(jnp.array([[[1.0, 3.0]], [[-1.0, -5.0]]]), jnp.ones((2, 1, 2))))
+    [[2.5]
+     [2.5]]
     """
     cutoff = check_cutoff(cutoff, "cutoff")
     if channel_axis is not None:
-        channel_axis = check_integer(channel_axis, "channel_axis")
+        check_integer(channel_axis, "channel_axis")
     check_function(window, "window")
 
     def filtered(leaf):
         pooled = leaf = real_map(leaf)
+        check_pooled_axis(leaf.shape, channel_axis)
+        require(
+            channel_axis is not LAST or leaf.ndim == 3,
+            f"a map of shape {leaf.shape} is no (H, W, channels). Type channel_axis=None if it was "
+            "pooled already, channel_axis=-1 for (time, channels) and volumes.",
+        )
         if channel_axis is not None:
             check_channels(leaf.shape, channel_axis)
             pooled = jnp.mean(leaf, channel_axis, dtype=wide_dtype(leaf.dtype))

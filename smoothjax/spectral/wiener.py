@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoothjax._axes import IMAGE
 from smoothjax._checks import check_integer, require
 from smoothjax._transform import noted, noting
 from smoothjax._typing import Axes, PyTree
@@ -33,7 +34,7 @@ from smoothjax.spectral._fourier import (
 
 
 @noted
-def power_spectrum(attribution: PyTree, axes: Axes = (0, 1)) -> PyTree:
+def power_spectrum(attribution: PyTree, axes: Axes = IMAGE) -> PyTree:
     """Returns the power of each map in rings of equal frequency; it sums to the mean square.
 
     Ring r holds the frequencies of radius `r - 1/2 <= radius < r + 1/2`, in cycles per image as in
@@ -87,7 +88,7 @@ class SignalAndNoise(NamedTuple):
 
 
 @noted
-def signal_and_noise(axes: Axes = (0, 1)) -> Reduction:
+def signal_and_noise(axes: Axes = IMAGE) -> Reduction:
     """Returns the reduction to a `SignalAndNoise`: power of the mean and of its standard error.
 
     Both are per ring of frequencies, as in `power_spectrum`. The noise is estimated from the
@@ -130,7 +131,7 @@ def signal_and_noise(axes: Axes = (0, 1)) -> Reduction:
 
 
 @noted
-def wiener(axes: Axes = (0, 1), *, channel_axis: int | None = None) -> Reduction:
+def wiener(axes: Axes = IMAGE, *, channel_axis: int | None = None) -> Reduction:
     """Returns the reduction to the mean of the draws, shrunk where in the spectrum it is noise.
 
     Each ring of frequencies is multiplied by the share of its power that is signal,
@@ -181,6 +182,7 @@ def wiener(axes: Axes = (0, 1), *, channel_axis: int | None = None) -> Reduction
             f"channel_axis {channel_axis} is among axes {axes}, which span the image. Type "
             "channel_axis=None for maps without channels.",
         )
+        axes = tuple(axes)  # no default any more: the layout is typed
 
     def spectrum(leaf):
         with noting("wiener"):

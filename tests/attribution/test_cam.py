@@ -10,7 +10,7 @@ import smoothjax as sj
 from smoothjax.attribution import gradcam, gradcam_plus_plus
 
 METHODS = [gradcam, gradcam_plus_plus]
-ACTIVATIONS = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 4, 5)), jnp.float32)
+ACTIVATIONS = jnp.asarray(np.random.default_rng(0).uniform(size=(6, 4, 5)), jnp.float32)
 WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)), jnp.float32)
 each_method = pytest.mark.parametrize("method", METHODS)
 
@@ -33,7 +33,7 @@ def test_gradcam_after_global_pooling_is_cam(label):
     """CAM is relu of the activations times the class's weights; Grad-CAM is that over 12 places."""
     got = jax.jit(gradcam(identity, pooled_linear))(WEIGHTS, ACTIVATIONS, label)
     cam = np.maximum(np.asarray(ACTIVATIONS) @ np.asarray(WEIGHTS)[:, label], 0)
-    assert got.shape == (3, 4, 1)
+    assert got.shape == (6, 4, 1)
     np.testing.assert_allclose(got[..., 0], cam / 12, rtol=1e-5, atol=1e-7)
 
 
@@ -75,14 +75,14 @@ def stretched(small, size):
 
 
 @each_method
-@pytest.mark.parametrize("size", [(6, 8), (7, 11), (13, 4), (3, 4)])
+@pytest.mark.parametrize("size", [(12, 8), (7, 11), (13, 4), (6, 4)])
 def test_upsampling_is_bilinear_and_optional(method, size):
     def features(params, x):
         return ACTIVATIONS + jnp.mean(x)
 
     x = jnp.asarray(np.random.default_rng(2).uniform(size=(*size, 2)), jnp.float32)
     small = method(features, pooled_linear, upsample=False)(WEIGHTS, x, 1)
-    assert small.shape == (3, 4, 1)
+    assert small.shape == (6, 4, 1)
     assert np.std(small) > 1e-3
     large = method(features, pooled_linear)(WEIGHTS, x, 1)
     assert large.shape == (*size, 1)
@@ -96,7 +96,7 @@ def test_gradcam_plus_plus_where_a_denominator_could_vanish():
     explain = gradcam_plus_plus(
         lambda params, x: jax.nn.relu(x), lambda params, a: jnp.sum(params * a), upsample=False
     )
-    activations = jnp.array([[[2.0, 1.0], [0.0, 1.0]]])
+    activations = jnp.array([[[2.0, 1.0]], [[0.0, 1.0]]])
     got = explain(jnp.array([[[-1.0, 1.0]]]), activations)
     # The second channel alone: two places of weight 1 / (2 + 2).
     np.testing.assert_allclose(got[..., 0], [[0.5, 0.5]], rtol=1e-6)
@@ -144,7 +144,7 @@ def test_half_precision_is_summed_in_single_precision(method):
 @each_method
 def test_the_map_is_nowhere_negative(method):
     negative = method(identity, lambda params, a: -jnp.sum(a))(None, ACTIVATIONS)
-    np.testing.assert_array_equal(negative, np.zeros((3, 4, 1)))
+    np.testing.assert_array_equal(negative, np.zeros((6, 4, 1)))
 
 
 def flax_linen():
@@ -287,7 +287,7 @@ BAD = [
     (
         lambda: gradcam(lambda p, x: ACTIVATIONS, pooled_linear)(WEIGHTS, jnp.ones(7), 0),
         ValueError,
-        r"map of shape \(3, 4, 1\).*got x of shape \(7,\)\. Type upsample=False",
+        r"activations of shape \(6, 4, 5\).*got shape \(7,\)\. Type upsample=False",
     ),
 ]
 

@@ -372,7 +372,7 @@ BAD = [
         "(?s)chunk_size must be a Python int.*in hsic",
     ),
     # known when called
-    (lambda: occlusion(linear)(SMALL, SMALL), ValueError, r"a patch of \(32, 32\) .*\(4, 4, 1\)"),
+    (lambda: occlusion(linear, 32)(SMALL, SMALL), ValueError, r"of \(32, 32\) .*\(4, 4, 1\)"),
     (
         lambda: occlusion(linear)(W, jnp.ones(3)),
         ValueError,

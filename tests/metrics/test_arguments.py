@@ -1,15 +1,16 @@
 """What metrics are called with: attributions that fit, and errors that say what to type."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import smoothjax as sj
+from smoothjax._axes import IMAGE
 from smoothjax.metrics._arguments import at_attribution, check_attribution, like_input
 from smoothjax.reductions import Estimate
+
+KEY = jax.random.key(0)
 
 
 def of_all(*args):
@@ -62,38 +63,74 @@ def test_what_is_no_real_array_is_an_error(attribution, message):
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("shape", "of", "axes", "expected"),
     [
-        ((4, 5, 3), (4, 5, 3)),
-        ((4, 5, 1), (4, 5, 1)),
-        ((4, 5), (4, 5, 1)),
-        ((4,), (4, 1, 1)),
-        ((), (1, 1, 1)),
-        ((1, 5), (1, 5, 1)),
+        ((7, 5, 3), (7, 5, 3), IMAGE, (7, 5, 3)),
+        ((7, 5, 1), (7, 5, 3), IMAGE, (7, 5, 1)),
+        ((7, 5), (7, 5, 3), IMAGE, (7, 5, 1)),
+        ((7,), (7,), IMAGE, (7,)),
+        ((7, 3), (7, 3), IMAGE, (7, 3)),
+        ((7,), (7, 3), (0,), (7, 1)),
+        ((7, 1), (7, 3), (0,), (7, 1)),
+        ((7, 5), (3, 7, 5), (1, 2), (1, 7, 5)),
+        ((7, 5), (3, 7, 5), (-2, -1), (1, 7, 5)),
+        ((1, 7, 5), (3, 7, 5), (1, 2), (1, 7, 5)),
+        ((3, 7, 5), (3, 7, 5), (0, 1), (3, 7, 5)),
+        ((7, 6, 5), (7, 6, 5, 3), (0, 1, 2), (7, 6, 5, 1)),
     ],
 )
-def test_an_attribution_gets_the_axes_of_x(shape, expected):
+def test_an_attribution_gets_the_axes_of_x(shape, of, axes, expected):
     attribution = jnp.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
-    got = like_input(attribution, jnp.ones((4, 5, 3)))
+    got = like_input(attribution, jnp.ones(of), axes)
     assert got.shape == expected
     np.testing.assert_array_equal(got.ravel(), attribution.ravel())
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (4, 5, 2), (3, 4, 5), (4, 5, 3, 1), (5, 3), (5,)])
-def test_an_attribution_that_does_not_fit_x_is_an_error(shape):
-    with pytest.raises(ValueError, match=r"\(4, 5, 3\)"):
-        like_input(jnp.ones(shape), jnp.ones((4, 5, 3)))
-
-
-def test_the_error_says_what_to_type_for_channels_first():
-    x = jnp.ones((3, 4, 5))
-    explain = jax.grad(lambda x: jnp.sum(x**2))
-    with pytest.raises(ValueError, match="keepdims=True"):
-        like_input(sj.pool(explain, jnp.sum, axis=0)(x), x)
-    pooled = sj.pool(explain, functools.partial(jnp.sum, keepdims=True), axis=0)(x)
-    assert like_input(pooled, x).shape == (1, 4, 5)
+@pytest.mark.parametrize(
+    ("shape", "of", "axes"),
+    [
+        *[(s, (4, 5, 3), IMAGE) for s in [(5, 4), (4, 5, 2), (4, 5, 3, 1), (4, 3), (5,), ()]],
+        ((4,), (4, 5, 3), IMAGE),  # pooled twice
+        ((4, 1, 1), (4, 5, 3), IMAGE),
+        ((4, 1, 3), (4, 5, 3), IMAGE),
+        ((4, 3), (4, 5, 3), IMAGE),  # pooled over the width
+        ((8,), (8, 9), IMAGE),  # of a grey picture
+        ((3, 4), (3, 4, 5), (1, 2)),
+        ((4,), (3, 4, 5), (1, 2)),
+        ((1,), (7,), (0,)),
+        ((3,), (7, 3), (0,)),
+    ],
+)
+def test_an_attribution_that_lacks_a_spatial_axis_is_an_error(shape, of, axes):
+    with pytest.raises(ValueError, match=r"keeps its axes \("):
+        like_input(jnp.ones(shape), jnp.ones(of), axes)
 
 
 def test_x_is_one_array():
-    with pytest.raises(TypeError, match="got a dict"):
-        like_input(jnp.ones(3), {"x": jnp.ones(3)})  # pyright: ignore
+    with pytest.raises(TypeError, match=r"(?s)got a dict.*\{\*\*x, 'image': image\}"):
+        like_input(jnp.ones(3), {"x": jnp.ones(3)}, IMAGE)  # pyright: ignore
+
+
+def test_a_map_pooled_twice_is_refused_by_whatever_takes_maps():
+    """Forgrad's maps have no channels any more: the best method was the last of a ranking."""
+
+    def score(params, x):
+        return jnp.sum(params * x**2)
+
+    def gini(params, x, attribution):
+        return sj.metrics.gini(attribution)
+
+    def filter_rows(explain, cutoff):
+        return sj.lowpass(explain, cutoff, axes=(0,))
+
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    pooled = sj.pool(sj.forgrad(sj.saliency(score), 2), jnp.linalg.norm)
+    assert pooled(1.0, x[0]).shape == (6,)
+    with pytest.raises(ValueError, match=r"\(6,\).*pooled twice"):
+        sj.metrics.deletion(score)(1.0, x[0], pooled(1.0, x[0]))
+    with pytest.raises(ValueError, match="pooled twice"):
+        sj.evaluate({"forgrad": pooled}, params=1.0, examples=(x,), key=KEY, metrics={"g": gini})
+    with pytest.raises(ValueError, match="pooled twice"):
+        sj.spectral.best_cutoff(pooled, gini, [1, 2], transform=filter_rows)(1.0, x)
+    with pytest.raises(ValueError, match="channel_axis=None if it was pooled already"):
+        sj.spectral.best_cutoff(sj.pool(sj.saliency(score), jnp.sum), gini, [1, 2])(1.0, x)

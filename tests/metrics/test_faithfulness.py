@@ -172,7 +172,7 @@ LAYOUTS = {
     "columns": (
         X,
         ATTRIBUTION[:1, :, :1],
-        {},
+        {"axes": (1,)},
         [np.s_[:, j] for j in range(5)],
         [np.s_[:, j] for j in range(5)],
     ),
@@ -288,12 +288,12 @@ def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, ax
     np.testing.assert_allclose(difference, inserted - np.sum(w * x) / 2, rtol=1e-4, atol=1e-4)
 
 
-def test_information_of_a_signal_needs_a_baseline_of_its_own():
+def test_information_of_a_signal_needs_its_axes():
     x = jnp.sin(jnp.arange(40.0))
     settings = {"information": lambda signal: jnp.sum(jnp.abs(jnp.diff(signal)))}
-    with pytest.raises(ValueError, match=r"type baseline=blur\(10, axes=\(0,\)\)"):
+    with pytest.raises(ValueError, match=r"Type axes=\(0,\) for signals"):
         information_curve(linear, **settings)(x, x, x)
-    own = information_curve(linear, baseline=blur(10, axes=(0,)), **settings)(x, x, x)
+    own = information_curve(linear, axes=(0,), **settings)(x, x, x)
     np.testing.assert_allclose(own.value[-1], np.sum(np.square(x)), rtol=1e-4)
 
 
@@ -442,7 +442,7 @@ def test_a_grid_need_not_divide_x():
 
 def test_faithfulness_correlation_correlates_sums_with_drops():
     params, x = draw(3, 4, 2), draw(3, 4, 2)
-    settings = {"num_samples": 40, "baseline": BASELINE}
+    settings = {"num_samples": 40, "baseline": BASELINE, "axes": (0, 1)}
     metric = jax.jit(faithfulness_correlation(smooth, subset_size=5, **settings))
     # It has the same draws, and returns them.
     probe = mu_fidelity(smooth, grid=None, subset=5 / 12, similarity=pairs, **settings)
@@ -952,7 +952,11 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
             r"(?s)argnum=1.* is missing.*in deletion\(smooth\)",
         ),
         (lambda: deletion(smooth)(W, X), TypeError, "the attribution is missing"),
-        (lambda: deletion(smooth)(W, X, W[:5]), ValueError, r"shaped like x, \(7, 5, 2\)"),
+        (
+            lambda: deletion(smooth)(W, X, W[:5]),
+            ValueError,
+            r"of x, \(7, 5, 2\), keeps its axes \(0, 1\)",
+        ),
         (lambda: deletion(smooth)(W, {"x": X}, X), TypeError, "one array; got a dict"),
         (lambda: deletion(smooth)(W, jnp.arange(3), X[:3, 0, 0]), TypeError, "floating-point"),
         (lambda: deletion(smooth, patch=2)(1.0, X[0, 0], X[0, 0]), ValueError, r"axes \(0, 1\)"),

@@ -342,7 +342,7 @@ def test_a_map_without_positive_entries_scores_a_cell_as_one_of_several():
 def test_the_evidence_for_a_class_is_in_the_cell_that_shows_it(key):
     """Images of class c have channel c, the score of class c is the sum of that channel."""
     labels = np.repeat(np.arange(5), 4)
-    images = jax.nn.one_hot(labels, 5)[:, None, None, :] * jnp.ones((1, 3, 3, 1))
+    images = jax.nn.one_hot(labels, 5)[:, None, None, :] * jnp.ones((1, 2, 3, 1))
     chosen = distinct_classes(key, labels, 4)
     x = mosaic(images[chosen], (2, 2))
     explain = jax.jit(sj.input_times_gradient(lambda params, x, c: jnp.sum(params * x[..., c])))
