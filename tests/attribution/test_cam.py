@@ -30,11 +30,11 @@ def curved(params, activations, label):
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_gradcam_after_global_pooling_is_cam(label):
-    """CAM is relu of the activations times the class's weights; Grad-CAM is that over 12 places."""
+    """CAM is relu of the activations times the class's weights; Grad-CAM is that over 24 places."""
     got = jax.jit(gradcam(identity, pooled_linear))(WEIGHTS, ACTIVATIONS, label)
     cam = np.maximum(np.asarray(ACTIVATIONS) @ np.asarray(WEIGHTS)[:, label], 0)
     assert got.shape == (6, 4, 1)
-    np.testing.assert_allclose(got[..., 0], cam / 12, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(got[..., 0], cam / 24, rtol=1e-5, atol=1e-7)
 
 
 def test_gradcam_averages_the_gradient():
@@ -51,11 +51,11 @@ def test_gradcam_plus_plus_follows_the_derivatives_of_the_exponential():
     alpha = Y'' / (2 Y'' + sum(A) Y'''), weight = sum alpha relu(Y'), divided by exp(S).
     """
     activations = np.asarray(ACTIVATIONS, np.float64)
-    slope = np.asarray(WEIGHTS, np.float64)[:, 1] / 12
+    slope = np.asarray(WEIGHTS, np.float64)[:, 1] / 24
     exponential = np.exp(np.einsum("ijc,c->", activations, slope))
     first, second, third = (exponential * slope**order for order in (1, 2, 3))
     alpha = second / (2 * second + activations.sum((0, 1)) * third)
-    weights = 12 * alpha * np.maximum(first, 0) / exponential
+    weights = 24 * alpha * np.maximum(first, 0) / exponential
     got = gradcam_plus_plus(identity, pooled_linear)(WEIGHTS, ACTIVATIONS, 1)
     np.testing.assert_allclose(got[..., 0], activations @ weights, rtol=1e-4)
 
@@ -99,7 +99,7 @@ def test_gradcam_plus_plus_where_a_denominator_could_vanish():
     activations = jnp.array([[[2.0, 1.0]], [[0.0, 1.0]]])
     got = explain(jnp.array([[[-1.0, 1.0]]]), activations)
     # The second channel alone: two places of weight 1 / (2 + 2).
-    np.testing.assert_allclose(got[..., 0], [[0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(got[..., 0], [[0.5], [0.5]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("length", [4, 9])

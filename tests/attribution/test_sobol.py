@@ -83,9 +83,9 @@ def test_designs_of_sobol_are_even_in_each_cell_and_shifted_by_the_key(num, key)
     np.testing.assert_allclose(places.mean((0, 2)), 0.5, atol=4 * error / np.sqrt(12))
     np.testing.assert_allclose(places.std((0, 2)), 12**-0.5, atol=4 * error)
     assert abs(np.corrcoef(places[:, 0].ravel(), places[:, 1].ravel())[0, 1]) < 4 * error
-    # Of one key, no two dimensions go together.
-    correlation = np.corrcoef(designs[0].transpose(0, 2, 1).reshape(80, num))
-    assert np.abs(correlation - np.eye(80)).max() < 5 / np.sqrt(num)
+    # In a quarter of the square that a cell has in A and in B is about a quarter of the points.
+    upper = (designs[0] > 0.5).all(0).mean(0)
+    assert np.abs(upper - 0.25).max() < 0.13
 
 
 def test_sobol_of_more_cells_than_it_has_points_for_is_an_error(key):
