@@ -194,7 +194,7 @@ def test_inside_shard_map_with_a_key_for_each_device(key):
 @pytest.mark.parametrize(
     ("loop", "message"),
     [
-        ({"num_samples": 16, "chunk_size": 4}, "16 draws in chunks of 4 .*8 devices.*multiples of 8"),
+        ({"num_samples": 16, "chunk_size": 4}, "16 draws in chunks of 4 .*multiples of 8"),
         ({"num_samples": 20, "chunk_size": 8}, "20 draws.*multiples of 8"),
         ({"num_samples": 4, "chunk_size": 8}, "4 draws in chunks"),
     ],

@@ -72,6 +72,62 @@ def equinox():
     return score, model
 
 
+def convolutional():
+    """Channels first inside, as Equinox has them, and channels last outside."""
+    conv_key, head_key = jax.random.split(jax.random.key(1))
+    model = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(3, 4, 3, stride=2, padding=1, key=conv_key),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Lambda(lambda a: a.mean((1, 2))),
+            eqx.nn.Linear(4, 3, key=head_key),
+        ]
+    )
+
+    def features(model, x):
+        return model[:2](jnp.moveaxis(x, -1, 0))
+
+    def head(model, activations, label):
+        return model[2:](activations)[label]
+
+    def score(model, x, label):
+        return model(jnp.moveaxis(x, -1, 0))[label]
+
+    return features, head, score, model
+
+
+def test_a_convolutional_equinox_model_from_end_to_end(key):
+    """With the README's line its maps, filters and judgements are those of any photo."""
+    features, head, score, model = convolutional()
+    explain = sj.smoothgrad(sj.saliency(score), num_samples=4)
+    attribution = eqx.filter_jit(explain)(key, model, PHOTO, 1)
+    assert attribution.shape == (8, 6, 3)
+    pooled = sj.pool(lambda: attribution, jnp.linalg.norm)()
+    filtered = sj.forgrad(lambda: attribution, 2)()
+    assert pooled.shape == filtered.shape == (8, 6)
+    metric = eqx.filter_jit(sj.metrics.insertion_minus_deletion(score, num_steps=3))
+    for judged in (attribution, pooled, filtered):
+        assert np.isfinite(metric(model, PHOTO, judged, 1))
+
+    # Its activations are channels first, and its photo is not.
+    with pytest.raises(ValueError, match=r"\(4, 4, 3\).*taken for \(channels, h, w\)"):
+        sj.gradcam(features, head)(model, PHOTO, 1)
+    moved = sj.gradcam(
+        lambda model, x: jnp.moveaxis(features(model, x), 0, -1),
+        lambda model, a, label: head(model, jnp.moveaxis(a, -1, 0), label),
+        upsample=False,
+    )(model, PHOTO, 1)
+    # Where both are, the axis is typed.
+    first = sj.gradcam(lambda model, x: model[:2](x), head, channel_axis=0, upsample=False)(
+        model, jnp.moveaxis(PHOTO, -1, 0), 1
+    )
+    weights = np.asarray(model.layers[3].weight)[1] / 12
+    cam = np.maximum(np.einsum("c,chw->hw", weights, features(model, PHOTO)), 0)
+    assert cam.max() > 0
+    np.testing.assert_allclose(moved[..., 0], cam, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(first[0], cam, rtol=1e-4, atol=1e-6)
+
+
 class Keras(NamedTuple):
     """A Keras model, and what the README takes of it."""
 

@@ -114,6 +114,7 @@ def test_the_second_pass_arrives_at_the_same_state(draws):
     )
 
 
+@pytest.mark.slow
 def test_gradient_inside_shard_map():
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     xs = jnp.linspace(-1.0, 1.0, 3 * jax.device_count()).reshape(-1, 3)

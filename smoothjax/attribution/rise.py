@@ -38,7 +38,8 @@ def rise(
 
     `mean_i score(m_i * x + (1 - m_i) * baseline) * m_i / probability`. A mask is a coarse grid of
     cells that are each 1 with the given probability and 0 otherwise, stretched bilinearly to one
-    cell more than the input has, and cropped at a random place.
+    cell more than the input has, constant at its borders (the authors' code mirrors it there), and
+    cropped at a random place.
 
     Args:
       score: a function `score(params, x, *rest)` that returns a scalar; or a stochastic one, which

@@ -34,8 +34,9 @@ def pointing_game(attribution: Any, mask: Any, *, tolerance: float = 0.0) -> jax
       attribution: an array of real numbers. If several entries are greatest, as in a constant map,
         one of them is taken at random, always the same.
       mask: bools, or numbers 0 and 1, True on the object; see the module.
-      tolerance: how far from the object the greatest entry may be, in positions, along the axes
-        of the mask that have more than one. The paper allows 15 pixels, of photos of about 500.
+      tolerance: how far from the object the greatest entry may be, inclusive, in positions, along
+        the axes of the mask that have more than one. The paper allows 15 pixels, of photos of about
+        500.
 
     Returns:
       A scalar, 1.0 or 0.0, to be averaged over examples; higher is better. 0 for an empty mask.

@@ -570,7 +570,9 @@ def test_the_branch_of_the_platform_is_taken():
 EXPLICIT = pytest.param(AxisType.Explicit, id="explicit")
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, EXPLICIT])
+@pytest.mark.parametrize(
+    "axis_type", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), EXPLICIT]
+)
 def test_sharding(axis_type, key):
     """Draws over devices; a batch over devices; and inside a shard_map."""
     if jax.device_count() < 8:
