@@ -1,6 +1,7 @@
 """Layouts: what is no image is an error where the defaults mean one, and what to type is right."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +84,6 @@ def run_abstractly(call, shape):
 def test_channels_first_is_an_error_until_the_axes_are_typed(name):
     make = WITH_AXES[name]
     for shape in [FIRST, (1, 9, 9), (4, 9, 12)]:
-        with pytest.raises(ValueError, match=rf"\(channels, H, W\).*Type axes=\(1, 2\).*{name}|"):
-            run_abstractly(make(), shape)
         with pytest.raises(ValueError, match=r"\(channels, H, W\).*Type axes=\(1, 2\)"):
             run_abstractly(make(), shape)
     run_abstractly(make(axes=(1, 2)), FIRST)
@@ -138,11 +137,15 @@ def test_forgrad_drops_the_channels_of_a_picture_and_no_other_axis_unasked(shape
     run_abstractly(WITH_CHANNELS["forgrad"](channel_axis=None), shape[:3])
 
 
+@jax.disable_jit()
 def test_channels_first_from_end_to_end_is_channels_last_moved():
     """What the errors say to type gives the maps and the judgements of the same data moved."""
     first, w = jax.random.uniform(KEY, (2, 3, 12, 16))
     last, w_last = jnp.moveaxis(first, 0, -1), jnp.moveaxis(w, 0, -1)
-    score = lambda w, x: jnp.tanh(jnp.sum(w * x**2) / 50)  # noqa: E731
+
+    def score(w, x):
+        return jnp.tanh(jnp.sum(w * x**2) / 50)
+
     saliency = sj.saliency(score)
 
     def check(got, want):
@@ -180,28 +183,16 @@ def test_a_map_that_lacks_the_width_is_refused():
     x = jnp.ones(FIRST)
     lacks = sj.pool(sj.saliency(linear), jnp.linalg.norm, channel_axis=-1)(x, x)
     assert lacks.shape == (3, 32)
-    for axes in [(1, 2), (0, 1)]:
-        metric = metrics.deletion(linear, axes=axes)
-        if axes == (1, 2):
-            with pytest.raises(ValueError, match=r"keeps its axes \(1, 2\).*got \(3, 32\)"):
-                metric(x, x, lacks)
+    with pytest.raises(ValueError, match=r"keeps its axes \(1, 2\).*got \(3, 32\)"):
+        metrics.deletion(linear, axes=(1, 2))(x, x, lacks)
     with pytest.raises(ValueError, match=r"Type axes=\(1, 2\)"):
         metrics.deletion(linear)(x, x, lacks)
 
 
 def test_the_defaults_print_as_what_they_are():
-    assert "axes: 'Axes' = (0, 1)" in str(signature_of(sj.lowpass)) or "axes" in str(
-        signature_of(sj.lowpass)
-    )
-    assert "= (0, 1)" in str(signature_of(sj.lowpass))
-    assert "channel_axis: int = -1" in str(signature_of(sj.pool))
-    assert "= 8," in str(signature_of(sj.sobol))
-
-
-def signature_of(fun):
-    import inspect
-
-    return inspect.signature(fun)
+    assert str(inspect.signature(sj.lowpass).parameters["axes"]).endswith(" = (0, 1)")
+    assert str(inspect.signature(sj.pool).parameters["channel_axis"]) == "channel_axis: int = -1"
+    assert str(inspect.signature(sj.sobol).parameters["grid"]).endswith(" = 8")
 
 
 TABLE = {
@@ -237,11 +228,7 @@ def test_the_default_patch_fits_the_input():
 
 @pytest.mark.parametrize(("size", "patch", "stride"), [(224, 32, 16), (300, 32, 16), (28, 4, 2)])
 def test_the_default_patch_of_photos_stays(size, patch, stride):
-    def count(explain):
-        return len({str(jax.make_jaxpr(explain)(None, jnp.ones((size, 8))))})
-
     default = sj.occlusion(lambda p, x: jnp.sum(x), axes=(-2, -1))
     typed = sj.occlusion(lambda p, x: jnp.sum(x), (patch, 1), (stride, 1), axes=(-2, -1))
-    assert count(default) == count(typed) == 1
-    x = jnp.ones((size, 8))
-    assert str(jax.make_jaxpr(default)(None, x)) == str(jax.make_jaxpr(typed)(None, x))
+    programs = [str(jax.make_jaxpr(one)(None, jnp.ones((size, 8)))) for one in (default, typed)]
+    assert programs[0] == programs[1]

@@ -80,7 +80,8 @@ def masking(
             return wide.astype(score.dtype) if is_inexact(score) else wide
 
         def restore(values, dtype):
-            own = [jnp.promote_types(jnp.finfo(leaf.dtype).dtype, dtype) for leaf in leaves]
+            with jax.numpy_dtype_promotion("standard"):  # of bfloat16 and float32, say
+                own = [jnp.promote_types(jnp.finfo(leaf.dtype).dtype, dtype) for leaf in leaves]
             values = [value.astype(one) for value, one in zip(values, own, strict=True)]
             return combine(treedef.unflatten(values), jax.tree.map(without_numbers, others))
 

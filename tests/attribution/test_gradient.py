@@ -283,3 +283,11 @@ BAD = [
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("method", [sj.saliency, sj.input_times_gradient, sj.integrated_gradients])
+def test_a_batch_where_one_example_belongs_is_our_error(method):
+    with pytest.raises(TypeError, match=r"(?s)real scalar for one example.*\(8, 3\).*jax.vmap"):
+        method(lambda p, x: p * x)(jnp.ones((8, 3)), jnp.ones((8, 3)))
+    with pytest.raises(TypeError, match="got a tuple"):
+        method(lambda p, x: (jnp.sum(x), x))(jnp.ones(3), jnp.ones(3))

@@ -180,8 +180,8 @@ def test_any_pytree_at_any_position(method, key):
     [
         # The cells of two leaves and their shifts along two axes, for six masks.
         (functools.partial(rise, num_samples=6, grid=(3, 4)), 6 * 2 * (1 + 2), 6),
-        # The orders, the shifts and the places.
-        (functools.partial(sobol, num_designs=5, grid=2), 3, 1),
+        # The digits by which points are shifted.
+        (functools.partial(sobol, num_designs=5, grid=2), 1, 1),
         (functools.partial(hsic, num_samples=6, grid=2), 6, 1),
     ],
 )
@@ -196,7 +196,7 @@ def test_no_key_is_used_twice(method, num_drawn, num_scores, key, monkeypatch):
 
         return note_and_call
 
-    for name in ("bernoulli", "randint", "uniform"):
+    for name in ("bernoulli", "bits", "randint", "uniform"):
         monkeypatch.setattr(jax.random, name, noted(getattr(jax.random, name), drawn))
     for name in ("split", "fold_in"):
         monkeypatch.setattr(jax.random, name, noted(getattr(jax.random, name), derived))
@@ -214,6 +214,41 @@ def test_no_key_is_used_twice(method, num_drawn, num_scores, key, monkeypatch):
 def test_half_precision_keeps_its_dtype(method, key):
     got = run(method(linear), key, jnp.ones(3, jnp.bfloat16), jnp.arange(3, dtype=jnp.bfloat16))
     assert got.dtype == jnp.bfloat16
+
+
+@each_tabular
+def test_maps_are_in_the_wider_dtype_of_x_and_the_score(method, key):
+    for of_x, of_score, wider in [
+        ("bfloat16", "float32", "float32"),
+        ("float32", "bfloat16", "float32"),
+        ("float16", "float32", "float32"),
+        ("float16", "bfloat16", "float32"),
+        ("float16", "int32", "float32"),
+    ]:
+        explain = method(lambda params, x, dtype=of_score: jnp.sum(x).astype(dtype))
+        got = jax.eval_shape(lambda x, explain=explain: call(explain, key, None, x),
+            jax.ShapeDtypeStruct((4,), of_x))  # fmt: skip
+        assert got.dtype == wider
+
+
+def test_a_float32_score_of_half_precision_is_not_rounded_to_it():
+    params = jnp.array([1.0, 1.001, 1.002, 1.003])
+    explain = occlusion(lambda p, x: jnp.sum(x.astype(jnp.float32) * p), axes=(0,))
+    got = explain(params, jnp.ones(4, jnp.bfloat16))
+    np.testing.assert_allclose(got, params, atol=1e-6)
+    got = explain(1e5 * params, jnp.ones(4, jnp.float16))
+    np.testing.assert_allclose(got, 1e5 * params, rtol=1e-6)
+
+
+@each_tabular
+def test_scores_that_are_no_scalar_are_named(method, key):
+    for score, got in [
+        (lambda p, x: {"boxes": x, "scores": x.sum()}, "got a dict"),
+        (lambda p, x: (x.sum(), x), "got a tuple"),
+        (lambda p, x: x.sum()[None], r"shape \(1,\)"),
+    ]:
+        with pytest.raises(TypeError, match=f"must be a real scalar.*{got}"):
+            call(method(score), key, None, jnp.ones(4))
 
 
 def test_half_precision_is_mixed_in_single_precision():
