@@ -182,19 +182,22 @@ def _draw_dtype(key, sizes, block, dtype, sampler):
     blocks = [-(-size // block) for size in sizes.values()]
     positions = np.repeat(np.fromiter(sizes, np.uint32), blocks)
     numbers = np.concatenate([np.arange(n, dtype=np.uint32) for n in blocks])
-    fold_in = jax.random.fold_in
-    keys = jax.vmap(lambda i, number: fold_in(fold_in(key, i), number))(positions, numbers)
     # At least two rounds, if there is more than one block: XLA makes no loop of one.
-    num = len(keys)
+    num = len(positions)
     rounds = max(min(max(-(-num // _BLOCKS_AT_ONCE), 2), num), 1)
     at_once = -(-num // rounds)
     # The last block is drawn again where the rounds do not share the blocks evenly.
-    rows = keys[np.minimum(np.arange(rounds * at_once), num - 1).reshape(rounds, at_once)]
+    rows = np.minimum(np.arange(rounds * at_once), num - 1).reshape(rounds, at_once)
 
+    def draw_one(position, number):
+        block_key = jax.random.fold_in(jax.random.fold_in(key, position), number)
+        return _draw_block(block_key, block, dtype, sampler)
+
+    # Over integers: under vmap, JAX's checker of keys takes a scan over keys for a reuse.
     def draw_round(done, row):
-        return done + 1, jax.vmap(lambda key: _draw_block(key, block, dtype, sampler))(row)
+        return done + 1, jax.vmap(draw_one)(*row)
 
-    done, drawn = jax.lax.scan(draw_round, jnp.int32(0), rows)
+    done, drawn = jax.lax.scan(draw_round, jnp.int32(0), (positions[rows], numbers[rows]))
     drawn = jnp.split(drawn.reshape(-1, block)[:num], np.cumsum(blocks)[:-1])
     flat = {i: eps.ravel()[:size] for (i, size), eps in zip(sizes.items(), drawn, strict=True)}
     return flat, done

@@ -231,6 +231,9 @@ def at_argument(
         x = argument(args, argnum)
 
         def fun_at(key, x):
+            if is_stochastic(fun):
+                # Of many x the key may be the same one: JAX's checker of keys learns it is meant.
+                key = jax.random.clone(key)
             return inner(key, *args[:argnum], x, *args[argnum + 1 :], **kwargs)
 
         return x, fun_at

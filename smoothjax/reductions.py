@@ -87,6 +87,11 @@ def relative_error(estimate: Estimate) -> jax.Array:
     >>> print(relative_error(Estimate(jnp.array([3.0, 4.0]), jnp.array([0.0, 3.0]), 10)))
     0.75
     """
+    if not isinstance(estimate, Estimate):
+        raise TypeError(
+            f"an Estimate is needed, which knows its error; got a {type(estimate).__name__}. Give "
+            "the explainer reduction=smoothjax.reductions.mean_and_stderr()."
+        )
 
     def norm2(tree):
         leaves = [x for x in jax.tree.leaves(tree) if not is_float0(x)]

@@ -314,3 +314,9 @@ def test_an_estimate_is_refused_by_the_next_transform():
     for outer in (sj.noisegrad(inner), sj.pool(inner, jnp.sum)):
         with pytest.raises(TypeError, match=r"(?s)returned an Estimate.*outermost"):
             outer(jax.random.key(0), jnp.ones(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize("estimate", [jnp.ones(3), {"mean": jnp.ones(3)}, None, 0.5])
+def test_the_relative_error_of_what_is_no_estimate_names_the_cause(estimate):
+    with pytest.raises(TypeError, match=r"an Estimate is needed.*got a .*mean_and_stderr\(\)"):
+        reductions.relative_error(estimate)

@@ -91,13 +91,20 @@ def hsic(
     return explain
 
 
+def _median_of_positive(distances):
+    """The median of those that are not 0; 1 if there are none."""
+    positive = distances > 0
+    count = jnp.sum(positive)
+    ordered = jnp.sort(jnp.where(positive, distances, jnp.inf), axis=None)
+    median = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    return jnp.where(count == 0, 1, median)
+
+
 def _hsic(visible, scores):
     """The unbiased HSIC of each column of `visible`, (num, cells), with the scores, (num,)."""
     num = len(scores)
     distances = jnp.abs(scores[:, None] - scores[None])
-    width = jnp.nanmedian(jnp.where(distances > 0, distances, jnp.nan))
-    # Without two scores that differ there is no width, and the distances are all 0.
-    kernel = jnp.exp(-((distances / jnp.where(jnp.isnan(width), 1, width)) ** 2) / 2)
+    kernel = jnp.exp(-((distances / _median_of_positive(distances)) ** 2) / 2)
 
     off_diagonal = 1 - jnp.eye(num, dtype=kernel.dtype)
     kernel = kernel * off_diagonal

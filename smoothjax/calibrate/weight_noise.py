@@ -220,7 +220,8 @@ def sigma_for_accuracy_drop(
 
     def find(key, params, xs, targets=None):
         def drop_at(log_sigma):
-            return drop(key, params, xs, targets, jnp.exp(log_sigma))
+            same = jax.random.clone(key)  # which says to JAX's checker of keys that it is meant
+            return drop(same, params, xs, targets, jnp.exp(log_sigma))
 
         def bisect(_, state):
             low, high, seen_below, seen_above = state

@@ -1,0 +1,94 @@
+"""Users debug their own programs with JAX's flags, which must find no fault in ours."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import smoothjax as sj
+from smoothjax import metrics, reductions
+
+KEY = jax.random.key(0)
+W, X = jnp.arange(12.0).reshape(4, 3) / 10, jnp.array([1.0, 2.0, 0.0, 4.0])
+ROWS = jnp.stack([X, X + 1, -X, 2 * X])
+ALONG = {"axes": (0,), "grid": None}
+
+
+def predict(p, x):
+    return jnp.tanh(x @ p)
+
+
+def score(p, x):
+    return jnp.sum(predict(p, x))
+
+
+@sj.stochastic
+def noisy_score(key, p, x):
+    """Of one number that uses the key up, which comes anew with each query."""
+    return score(p, x) + jax.random.normal(key)
+
+
+GRADIENT = sj.saliency(score)
+DRAWS = {"num_samples": 4, "chunk_size": 3}
+
+
+def smooth(**options):
+    return sj.smoothgrad(GRADIENT, **DRAWS, **options)
+
+
+STOCHASTIC = {
+    "smoothgrad": smooth(),
+    "variance": smooth(reduction=reductions.variance()),
+    "mean_and_stderr": smooth(reduction=reductions.mean_and_stderr()),
+    "stack": smooth(reduction=reductions.stack()),
+    "noisegrad": sj.noisegrad(GRADIENT, 0.1, **DRAWS),
+    "adaptgrad": sj.adaptgrad(GRADIENT, (0.0, 5.0), **DRAWS),
+    "fusiongrad": sj.fusiongrad(GRADIENT, 0.1, 0.1, num_weight_draws=2, num_input_draws=2),
+    "tolerance": sj.smoothgrad(GRADIENT, 0.1, num_samples=40, tolerance=0.5),
+    "box_muller": smooth(sampler=sj.noise.box_muller),
+    "expected_gradients": sj.expected_gradients(score, ROWS, num_samples=4),
+    "rise": sj.rise(score, num_samples=4, axes=(0,), grid=2),
+    "hsic": sj.hsic(score, num_samples=8, **ALONG),
+    "saliency of a stochastic score": sj.saliency(noisy_score),
+    "occlusion of a stochastic score": sj.occlusion(noisy_score, 1, 1, axes=(0,)),
+    "integrated_gradients of a stochastic score": sj.integrated_gradients(noisy_score, num_steps=2),
+    "max_sensitivity": metrics.max_sensitivity(smooth(), radius=0.1, num_samples=2),
+    "max_sensitivity of a stochastic score": metrics.max_sensitivity(
+        sj.stochastic(lambda key, p, x: x * jax.random.normal(key)), radius=0.1, num_samples=2
+    ),
+    "deletion of a stochastic score": lambda key, p, x: metrics.deletion(noisy_score)(key, p, x, x),
+    "mu_fidelity": lambda key, p, x: metrics.mu_fidelity(score, num_samples=4, **ALONG)(
+        key, p, x, x
+    ),
+    "infidelity": lambda key, p, x: metrics.infidelity(noisy_score, num_samples=4)(key, p, x, x),
+    "accuracy_drop": lambda key, p, x: sj.accuracy_drop(predict, num_samples=3)(
+        key, p, ROWS, None, 0.1
+    ),
+    "sigma_for_accuracy_drop": lambda key, p, x: sj.sigma_for_accuracy_drop(
+        predict, num_samples=3, num_steps=2, target=0.3, interval=(0.1, 10.0)
+    )(key, p, ROWS),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_no_key_is_used_twice(name):
+    with jax.debug_key_reuse(True):
+        jax.jit(STOCHASTIC[name]).lower(KEY, W, X)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_no_tracer_leaks(name):
+    with jax.checking_leaks():
+        jax.make_jaxpr(STOCHASTIC[name])(KEY, W, X)
+
+
+@pytest.mark.parametrize("name", ["smoothgrad", "hsic", "variance", "max_sensitivity", "rise"])
+def test_no_nan_on_the_way(name):
+    with jax.debug_nans(True):
+        STOCHASTIC[name](KEY, W, X)
+
+
+@pytest.mark.parametrize("weights", [jnp.arange(4.0), jnp.zeros(4)])
+def test_hsic_makes_no_nan_of_scores_that_agree(weights):
+    explain = sj.hsic(jnp.vdot, num_samples=8, **ALONG)
+    with jax.debug_nans(True):
+        assert jnp.all(jnp.isfinite(explain(KEY, weights, jnp.ones(4))))
