@@ -32,6 +32,7 @@ from smoothjax._trees import (
 from smoothjax._typing import Rule
 
 
+@noted
 def span(values: jax.Array, axis: Any = None) -> jax.Array:
     """Returns max - min of the finite values: missing values (NaN) and infinite ones do not count.
 

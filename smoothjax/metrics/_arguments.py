@@ -94,6 +94,17 @@ def like_input(attribution: Any, x: jax.Array, axes: tuple[int, ...]) -> jax.Arr
     return array
 
 
+def summable(values: jax.Array) -> jax.Array:
+    """Returns values that are not negative times a power of 2, ones where all are 0.
+
+    Their sum does not overflow, and tiny ones have one that is not 0. Not over the largest of them:
+    XLA may multiply with its inverse, and that of 3e38 is 0 on a CPU.
+    """
+    largest = jnp.max(values)
+    factor = jnp.where(largest > 1, 2.0**-64, 2.0**64).astype(values.dtype)
+    return jnp.where(largest == 0, 1, values) * factor
+
+
 def pad_axes(array: jax.Array, ndim: int) -> jax.Array:
     """Returns an array with trailing axes of length 1, so that it has `ndim` or more axes."""
     return array.reshape(array.shape + (1,) * (ndim - array.ndim))

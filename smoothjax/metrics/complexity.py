@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from smoothjax._transform import noted
-from smoothjax.metrics._arguments import check_attribution
+from smoothjax.metrics._arguments import check_attribution, summable
 
 
 @noted
@@ -70,15 +70,10 @@ def entropy(attribution: Any) -> jax.Array:
     2.0
     """
     p = _shares(attribution)
-    return jnp.sum(
-        entr(jnp.where(p == 0, 1, p))
-    )  # both have none, and the derivative of 1 is known
+    # 0 and 1 have none, and at 1 the derivative is finite.
+    return jnp.sum(entr(jnp.where(p == 0, 1, p)))
 
 
 def _shares(attribution):
-    magnitudes = jnp.abs(check_attribution(attribution)).ravel()
-    largest = jnp.max(magnitudes)
-    # Divided by the largest first, so that no sum overflows and no share of tiny ones underflows.
-    nothing = largest == 0
-    scaled = jnp.where(nothing, 1, magnitudes / jnp.where(nothing, 1, largest))
+    scaled = summable(jnp.abs(check_attribution(attribution)).ravel())
     return scaled / jnp.sum(scaled)

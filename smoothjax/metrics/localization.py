@@ -22,7 +22,7 @@ from smoothjax._axes import check_channels_last
 from smoothjax._checks import check_index, check_per_axis, require
 from smoothjax._perturb import check_not_negative
 from smoothjax._transform import noted
-from smoothjax.metrics._arguments import broadcasts, check_attribution, pad_axes
+from smoothjax.metrics._arguments import broadcasts, check_attribution, pad_axes, summable
 from smoothjax.metrics._ranking import order, ranks
 
 
@@ -310,11 +310,7 @@ def _compared(attribution, mask):
 
 
 def _positive_share(attribution, inside):
-    positive = jnp.maximum(attribution, 0)
-    largest = jnp.max(positive)
-    # Divided by the largest first, so that no sum overflows; where there is none, all are equal.
-    nothing = largest == 0
-    positive = jnp.where(nothing, 1, positive / jnp.where(nothing, 1, largest))
+    positive = summable(jnp.maximum(attribution, 0))
     return jnp.sum(positive, where=inside) / jnp.sum(positive)
 
 
