@@ -92,8 +92,8 @@ def smoothdiff(
     Explanations", NeurIPS, for products of mean derivatives. Propagated moments are ours.
 
     >>> explain = jax.jit(sj.smoothdiff(lambda params, x: jnp.sum(params * jax.nn.relu(x)), 1.0))
-    >>> explain(jax.random.key(0), jnp.full(3, 2.0), jnp.array([-1.0, 0.0, 1.0])).round(3)
-    Array([0.317, 1.   , 1.683], dtype=float32)
+    >>> print(explain(jax.random.key(0), jnp.full(3, 2.0), jnp.array([-1.0, 0.0, 1.0])))
+    [0.3173105 1.        1.6826894]
     """
     at = at_argument(score, argnum)
     perturb = perturbation(additive, sigma, where)
