@@ -40,26 +40,6 @@ class Piecewise(NamedTuple):
     kinks: Sequence[float]
     pieces: Sequence[Polynomial]
 
-    def __call__(self, z: jax.Array) -> jax.Array:
-        """Returns the function of each number of an array."""
-        values = [sum(c * z**j for j, c in enumerate(piece)) for piece in self.pieces]
-        answer = jnp.broadcast_to(values[0], z.shape).astype(z.dtype)
-        for kink, value in zip(self.kinks, values[1:], strict=True):
-            answer = jnp.where(z > kink, value, answer)
-        return answer
-
-    @property
-    def is_rising(self) -> bool:
-        """Whether it is continuous and known to fall nowhere."""
-        line = [(*piece, 0.0, 0.0)[:2] for piece in self.pieces]
-        if any(len(piece) > 2 for piece in self.pieces) or not all(map(_is_number, sum(line, ()))):
-            return False
-        below, above = line[:-1], line[1:]
-        return all(b >= 0 for _, b in line) and all(
-            np.isclose(a + b * kink, c + d * kink)
-            for kink, (a, b), (c, d) in zip(self.kinks, below, above, strict=True)
-        )
-
     def moments(self, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, ...]:
         """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of their dtype."""
         wide = wide_dtype(mean.dtype)

@@ -1,6 +1,7 @@
 """SmoothDiff against closed forms, against its steps by hand, and against SmoothGrad's limit."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +71,11 @@ def test_one_layer_is_exact_with_two_draws(function, key):
 
 def test_hard_swish_against_draws(key):
     explain = sj.smoothdiff(lambda params, x: jax.nn.hard_swish(3 * x @ params) @ V, SIGMA)
-    z = 3 * (MEAN + STD * np.random.default_rng(0).normal(size=(20000, 8)).astype(np.float32))
-    draws = 3 * jnp.where(abs(z) < 3, (2 * z + 3) / 6, (z > 0).astype(z.dtype))
-    error = 3 * jnp.sqrt((W**2) @ (V**2 * draws.var(0) / 20000))
-    assert np.all(abs(explain(key, W, X) - W @ (draws.mean(0) * V)) < error)
+    eps = np.random.default_rng(0).normal(size=(20000, 8))
+    z = 3 * (np.asarray(MEAN) + np.asarray(STD) * eps)
+    draws = 3 * np.where(abs(z) < 3, (2 * z + 3) / 6, z > 0)
+    error = 3 * np.sqrt(np.asarray(W) ** 2 @ (np.asarray(V) ** 2 * draws.var(0) / 20000))
+    assert np.all(abs(explain(key, W, X) - W @ (draws.mean(0) * np.asarray(V))) < error)
 
 
 @pytest.mark.parametrize(
@@ -85,25 +87,21 @@ def test_hard_swish_against_draws(key):
     ],
 )
 def test_moments_against_quadrature(function):
-    mean, variance = jnp.array([-3.0, 0.1, 1.0, 9.0, 2.0]), jnp.array([1.0, 4.0, 0.01, 9.0, 0.0])
+    means, variances = [-3.0, 0.1, 1.0, 9.0, 2.5], [1.0, 4.0, 0.01, 9.0, 0.0]
     t = np.linspace(-9, 9, 200_001)
-    weights = norm.pdf(t) * (t[1] - t[0])
-    with jax.enable_x64(True):
-        slope = jax.vmap(jax.vmap(jax.grad(lambda z: evaluated(function, z))))
-        for m, v, *got in zip(mean, variance, *function.moments(mean, variance), strict=True):
-            z = jnp.asarray(float(m) + np.sqrt(float(v)) * t)[None]
-            f = jax.vmap(jax.vmap(lambda z: evaluated(function, z)))(z)
-            average = np.sum(weights * f)
-            want = [np.sum(weights * slope(z)), average, np.sum(weights * (f - average) ** 2)]
-            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
-
-
-def evaluated(function, z):
-    values = [sum(c * z**j for j, c in enumerate(piece)) for piece in function.pieces]
-    answer = values[0]
-    for kink, value in zip(function.kinks, values[1:], strict=True):
-        answer = jnp.where(z > kink, value, answer)
-    return answer
+    weights = np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi) * (t[1] - t[0])
+    polynomials = [np.polynomial.Polynomial(piece) for piece in function.pieces]
+    got = np.transpose(function.moments(jnp.array(means), jnp.array(variances)))
+    for m, v, found in zip(means, variances, got, strict=True):
+        z = m + np.sqrt(v) * t
+        piece = np.searchsorted(function.kinks, z)
+        f, slope = (
+            np.choose(piece, [p(z) for p in ps])
+            for ps in (polynomials, [p.deriv() for p in polynomials])
+        )
+        average = weights @ f
+        want = [weights @ slope, average, weights @ (f - average) ** 2]
+        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3)
 
 
 def test_a_linear_score_gives_its_weights(key):
@@ -116,7 +114,8 @@ def test_no_noise_gives_the_gradient(key):
         return jax.nn.relu(jax.nn.relu6(x @ params + 0.1) @ params.T) @ X
 
     gradient = sj.saliency(score)(W, X)
-    np.testing.assert_allclose(sj.smoothdiff(score, 0.0)(key, W, X), gradient, rtol=1e-5)
+    explain = jax.jit(sj.smoothdiff(score, 0.0))
+    np.testing.assert_allclose(explain(key, W, X), gradient, rtol=1e-5)
 
 
 W1, W2, W3 = numbers(3, 4), numbers(4, 5), numbers(7, 5)
@@ -129,19 +128,21 @@ def two_layers(params, x):
 
 
 def test_two_layers_by_hand(key):
+    w1, w2, w3, rows = map(np.asarray, (W1, W2, W3, ROWS))
+
     def moments(mean, variance):
         s = np.sqrt(variance)
-        p, density = norm.cdf(mean / s), norm.pdf(mean / s)
+        p, density = np.asarray(norm.cdf(mean / s)), np.asarray(norm.pdf(mean / s))
         average = mean * p + s * density
         return p, average, (mean**2 + variance) * p + mean * s * density - average**2
 
-    first, mean, variance = moments(ROWS @ W1, SIGMA**2 * np.ones((7, 3)) @ W1**2)
-    mean, variance = mean @ W2 - 0.2, variance @ W2**2
+    first, mean, variance = moments(rows @ w1, SIGMA**2 * np.ones((7, 3)) @ w1**2)
+    mean, variance = mean @ w2 - 0.2, variance @ w2**2
 
     noisy = perturbation(additive, SIGMA)(ROWS)
     noise_key = jax.random.split(key)[0]
     draws = np.stack([noisy(jax.random.fold_in(noise_key, i)) for i in range(3)])
-    hidden = [np.maximum(x @ W1, 0) @ W2 - 0.2 for x in (draws, 2 * ROWS - draws)]
+    hidden = [np.maximum(x @ w1, 0) @ w2 - 0.2 for x in (draws, 2 * rows - draws)]
     a, d = (hidden[0] + hidden[1]) / 2, (hidden[0] - hidden[1]) / 2
     sampled_mean, sampled_variance = a.mean((0, 1)), (d**2).mean((0, 1)) + a.var(0, ddof=1).mean(0)
     mean_noise, variance_noise = a.mean(1).var(0, ddof=1) / 3, (d**2).mean(1).var(0, ddof=1) / 3
@@ -155,7 +156,7 @@ def test_two_layers_by_hand(key):
     signal = sampled_variance**2 / (sampled_variance**2 + variance_noise)
     second, *_ = moments(mean, variance * (overall + signal * (scale - overall)))
 
-    want = ((W3 * second) @ W2.T * first) @ W1.T
+    want = ((w3 * second) @ w2.T * first) @ w1.T
     explain = jax.jit(sj.smoothdiff(two_layers, SIGMA, num_samples=6))
     np.testing.assert_allclose(explain(key, None, ROWS), want, rtol=2e-4, atol=2e-5)
 
@@ -238,7 +239,7 @@ def test_nearer_to_the_limit_than_as_many_draws(score, params, x, least, key):
     keys = jax.random.split(key, 5)
     sigma = sj.relative(0.2)
     draws = functools.partial(sj.smoothgrad, sj.saliency(score), sigma)
-    limit = jax.jit(draws(num_samples=4000, chunk_size=100))(keys[4], params, x)
+    limit = jax.jit(draws(num_samples=1500, chunk_size=100))(keys[4], params, x)
     plain, ours = (
         [cosine(m, limit) for m in jax.jit(jax.vmap(explain, (0, None, None)))(keys[:4], params, x)]
         for explain in (draws(num_samples=8), sj.smoothdiff(score, sigma))
@@ -339,7 +340,7 @@ def test_memory_does_not_grow_with_the_draws(key):
         explain = jax.jit(sj.smoothdiff(cnn, 0.5, num_samples=num_samples))
         return explain.lower(key, KERNELS, IMAGE).compile().memory_analysis().temp_size_in_bytes
 
-    assert memory(400) <= 1.01 * memory(4)
+    assert memory(400) <= memory(4) + 4 * 200  # the indices of the pairs
 
 
 def test_pytrees(key):
@@ -371,9 +372,10 @@ def test_half_precision(dtype, key):
         x = jax.nn.relu(layer(x[None], params[0]))
         return jnp.mean(jax.nn.relu6(layer(x, params[1])))
 
-    found = sj.smoothdiff(score, 0.5, num_samples=4)(key, *half)
+    explain = jax.jit(sj.smoothdiff(score, 0.5, num_samples=4))
+    found = explain(key, *half)
     assert found.dtype == dtype
-    assert cosine(found.astype(jnp.float32), sj.smoothdiff(score, 0.5)(key, KERNELS, IMAGE)) > 0.98
+    assert cosine(found.astype(jnp.float32), explain(key, KERNELS, IMAGE)) > 0.98
 
 
 def test_a_scan_is_unrolled(key):
@@ -406,7 +408,7 @@ UNSUPPORTED = {
     "sigmoid": (lambda x: jax.nn.sigmoid(x) @ X, "logistic"),
     "silu": (lambda x: jax.nn.silu(x) @ X, "logistic"),
     "elu": (lambda x: jax.nn.elu(x) @ X, "expm1"),
-    "softplus": (lambda x: jax.nn.softplus(x) @ X, "exp|log1p|logaddexp"),
+    "softplus": (lambda x: jax.nn.softplus(x) @ X, "ne"),
     "square": (lambda x: jnp.sum(x**2), "square|integer_pow|mul"),
     "product": (lambda x: (x @ W) @ (W.T @ x), "dot_general"),
     "gate": (lambda x: jnp.sum(jax.nn.relu(x) * jnp.flip(x)), "mul"),
@@ -431,8 +433,6 @@ def test_what_has_no_rule_is_named(program, key):
     with pytest.raises(NotImplementedError) as caught:
         sj.smoothdiff(lambda params, x: score(x), SIGMA)(key, None, X)
     message = "\n".join([str(caught.value), *caught.value.__notes__])
-    import re
-
     assert re.match(rf"({primitive}) \(.*test_smoothdiff.py:\d+", message), message
     assert "smoothgrad(saliency(score))" in message or "jnp.where instead of cond" in message
     assert "in smoothdiff(" in message
