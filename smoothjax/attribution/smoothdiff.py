@@ -86,7 +86,7 @@ def smoothdiff(
         GELU, tanh, products of two values that depend on x, loops. It names the line.
 
     Cost: `num_samples` evaluations of the score, two for means and variances, and one backward
-    pass, with twice the memory of a gradient, whatever `num_samples`.
+    pass, with three times the memory of a gradient, whatever `num_samples`.
 
     Source: Hill et al. 2025, "Smoothed Differentiation Efficiently Mitigates Shattered Gradients in
     Explanations", NeurIPS, for products of mean derivatives. Propagated moments are ours.
