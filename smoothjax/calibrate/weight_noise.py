@@ -67,8 +67,9 @@ def accuracy_drop(
         with a quality, to anything.
       quality: a function `quality(outputs, targets)` that returns a scalar, more for better, of
         what `predict` returns for many examples, stacked along a leading axis: R2, the intersection
-        over union, or for one logit `lambda outputs, targets: jnp.mean((outputs > 0) == targets)`,
-        with chance 0.5. None is the accuracy of the greatest logit.
+        over union, or for one logit, a scalar,
+        `lambda outputs, targets: jnp.mean((outputs > 0) == (targets > 0))` with chance 0.5. None is
+        the accuracy of the greatest logit.
       chance: the quality of a network that knows nothing; of accuracy it is `1 / num_classes`,
         whatever is given.
       num_samples: the number of draws of the weights, at least 2.
@@ -279,7 +280,7 @@ def _check_logits(outputs):
         len(shape) == 2 and shape[1] > 1,
         "predict(params, x) must return logits of shape (num_classes,) for one example, of two or "
         f"more classes; got {'a pytree' if shape == (0,) else f'shape {shape[1:]}'}. For other "
-        "networks give a quality(outputs, targets); for one logit, "
+        "networks give a quality(outputs, targets); for one logit return a scalar, and type "
         "`lambda outputs, targets: jnp.mean((outputs > 0) == (targets > 0))` with chance=0.5.",
     )
 
