@@ -101,7 +101,6 @@ def accuracy_drop(
     True
     """
     batch_size = check_integer(batch_size, "batch_size", least=1)
-
     if quality is not None:
         check_function(quality, "quality")
     chance = check_number(chance, "chance")
@@ -109,13 +108,15 @@ def accuracy_drop(
     def outputs_of(params, xs):
         return jax.lax.map(lambda x: predict(params, x), xs, batch_size=batch_size)
 
-    def measure(params, xs, targets):
+    def judged(outputs, targets):
         """Values of which the accuracy or quality is the mean, at least nearly, and itself."""
-        outputs = outputs_of(params, xs)
         if quality is not None:
             return _jackknife(quality, outputs, targets)
         right = (jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32)
         return right, jnp.mean(right)
+
+    def measure(params, xs, targets):
+        return judged(outputs_of(params, xs), targets)
 
     noisy = functools.partial(
         noisegrad,
@@ -140,7 +141,7 @@ def accuracy_drop(
             targets = outputs if targets is None else targets
             num = check_leading_axis(targets, "targets")
             require(num == num_examples, f"there are {num} targets for {num_examples} examples.")
-        before, accuracy_before = measure(params, xs, targets)
+        before, accuracy_before = judged(outputs, targets)
         (after, accuracy), (_, draws_error), n = noisy(sigma)(key, params, xs, targets)
         # At chance there is nothing to lose, and what seems lost would be noise.
         span = jnp.where(accuracy_before > worst, accuracy_before - worst, jnp.nan)
