@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from smoothjax import _gallery
+from smoothjax import _gallery, _methods
 
 # Named here too, so that --help works without the zoo.
 MODELS = ("efficientnet-lite0", "efficientnet-lite2")
@@ -30,20 +30,26 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--methods",
-        default=",".join(_gallery.DEFAULT_METHODS),
+        default=",".join(_methods.DEFAULT_METHODS),
         type=lambda names: [name.strip() for name in names.split(",")],
-        help=f"comma-separated, of {', '.join(_gallery.METHODS)}; default: %(default)s",
+        help=f"comma-separated, of {', '.join(_methods.METHODS)}; default: %(default)s",
     )
     parser.add_argument("--label", help="name or index of the class to explain; default: the top-1")
     parser.add_argument(
         "--samples",
         default=50,
         type=integer(2),
-        help="draws or steps per map; rise takes 20 masks for each, fusiongrad about the square "
-        f"root of weight and of input draws; no effect on {', '.join(_gallery.IGNORE_SAMPLES)}; "
+        help="draws or steps per map; rise takes 20 masks for each; no effect on "
+        f" {', '.join(_methods.IGNORE_SAMPLES)}; "
         "default: %(default)s",
     )
     parser.add_argument("--seed", default=0, type=integer(0), help="default: %(default)s")
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="do not keep compiled programs in your cache folder for the next run",
+    )
     parser.add_argument(
         "--out",
         default="smoothjax-out",

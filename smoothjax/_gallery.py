@@ -1,8 +1,8 @@
 """What `python -m smoothjax` does: photos explained by several methods, as pictures and as JSON.
 
-From top to bottom: the table of methods, the prediction, one method run, one photo's picture and
-report, files, what the user asked for, and `explain_photos`, which puts them together. What the
-`zoo` extra brings is imported where it is used, so that --help works without it.
+From top to bottom: the prediction, one method run, one photo's picture and report, files, what the
+user asked for, and `explain_photos`, which puts them together. What the `zoo` extra brings is
+imported where it is used, so that --help works without it.
 """
 
 import argparse
@@ -25,12 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import smoothjax as sj
-from smoothjax.reductions import Estimate, mean_and_stderr, relative_error
+from smoothjax._methods import METHODS, Method, Programs, Result
 
 if TYPE_CHECKING:
     from smoothjax.zoo import Network
 
-INPUT_NOISE = 0.15  # of each photo's range
 NUM_TOP = 5
 DPI = 110
 TITLE_WIDTH = 44  # characters that fit above a panel of the gallery
@@ -39,169 +38,6 @@ DEFAULT_PHOTO = "chelsea"
 
 class UserError(Exception):
     """What the user asked for cannot be done; the message is one line that says why."""
-
-
-class Result(NamedTuple):
-    """What a method returns for one photo; None for what it does not have."""
-
-    attribution: jax.Array
-    relative_error: jax.Array | None = None
-    kept_share: jax.Array | None = None
-
-
-class Method(NamedTuple):
-    """A method with its settings filled in.
-
-    Attributes:
-      explain: `explain(key, params, x, label, predicted)` returns the `Result` for the class
-        `label`, where the network predicts the class `predicted`.
-      settings: what the gallery and the JSON file say about it.
-    """
-
-    explain: Callable[..., Result]
-    settings: dict[str, Any]
-
-
-def measured(explain: Callable[..., Any]) -> Callable[..., Result]:
-    """Returns the `Method.explain` of an explainer `explain([key,] params, x, label)`."""
-
-    def result(key, params, x, label, predicted):
-        del predicted
-        keys = (key,) if sj.is_stochastic(explain) else ()
-        answer = explain(*keys, params, x, label)
-        if isinstance(answer, Estimate):
-            return Result(answer.mean, relative_error(answer))
-        return Result(answer)
-
-    return result
-
-
-def over_weights(
-    net: "Network", explain: Callable[..., Any], sigma: float, num_samples: int
-) -> Callable[..., Result]:
-    """Returns the `Method.explain` of NoiseGrad, which counts the draws that keep the prediction.
-
-    Averaged together, map and share have the same draws of the weights, and one set of noise for
-    all weights, which is what takes longest to compile.
-    """
-
-    def pair(*args):  # [key,] params, x, label, predicted
-        *_, params, x, _, predicted = args
-        logits = net.apply(params, jnp.expand_dims(x, 0))[0]
-        kept = jax.lax.argmax(logits, 0, jnp.int32) == predicted
-        return explain(*args[:-1]), kept.astype(jnp.float32)
-
-    average = sj.noisegrad(
-        sj.stochastic(pair) if sj.is_stochastic(explain) else pair,
-        sigma,
-        num_samples=num_samples,
-        reduction=mean_and_stderr(),
-    )
-
-    def result(*args):
-        (attribution, kept_share), (stderr, _), num = average(*args)
-        error = relative_error(Estimate(attribution, stderr, num))
-        return Result(attribution, error, kept_share)
-
-    return result
-
-
-def over_inputs(transform, **options):
-    """Returns the row of the table of a transform that draws SmoothGrad's noise."""
-
-    def method(net, num_samples):
-        sigma = sj.relative(INPUT_NOISE)
-        explain = transform(sj.saliency(net.score), sigma, num_samples=num_samples, **options)
-        settings = {"input noise": f"{INPUT_NOISE} of range", "draws": num_samples}
-        return Method(measured(explain), settings)
-
-    return method
-
-
-def _noisegrad(net, num_samples):
-    explain = over_weights(net, sj.saliency(net.score), net.sigma_weights, num_samples)
-    return Method(explain, {"weight noise": net.sigma_weights, "draws": num_samples})
-
-
-def _fusiongrad(net, num_samples):
-    num = max(2, round(math.sqrt(num_samples)))
-    sigma_weights, sigma = net.sigma_weights / 2, INPUT_NOISE / 2
-    # The composition that sj.fusiongrad is, with the prediction between its two halves.
-    smoothed = sj.smoothgrad(sj.saliency(net.score), sj.relative(sigma), num_samples=num)
-    settings = {
-        "weight noise": sigma_weights,
-        "input noise": f"{sigma} of range",
-        "draws": f"{num} x {num}",
-    }
-    return Method(over_weights(net, smoothed, sigma_weights, num), settings)
-
-
-def _adaptgrad(net, num_samples):
-    explain = sj.adaptgrad(
-        sj.saliency(net.score),
-        net.bounds,
-        confidence=0.95,
-        num_samples=num_samples,
-        reduction=mean_and_stderr(),
-    )
-    return Method(measured(explain), {"confidence": 0.95, "draws": num_samples})
-
-
-def _integrated_gradients(net, num_samples):
-    explain = sj.integrated_gradients(net.score, num_steps=num_samples)
-    return Method(measured(explain), {"baseline": "mean colour", "steps": num_samples})
-
-
-def _forgrad(net, num_samples):
-    sigma = sj.relative(INPUT_NOISE)
-    smoothed = sj.smoothgrad(sj.saliency(net.score), sigma, num_samples=num_samples)
-    settings = {"input noise": f"{INPUT_NOISE} of range", "draws": num_samples, "cut-off": 15}
-    return Method(measured(sj.forgrad(smoothed, cutoff=15)), settings)
-
-
-def _rise(net, num_samples):
-    # A mask tells less than a gradient.
-    explain = sj.rise(net.probability, num_samples=20 * num_samples)
-
-    @sj.stochastic
-    def above_least(*args):
-        attribution = explain(*args)  # the mean probability is its offset
-        return attribution - jnp.min(attribution)
-
-    return Method(measured(above_least), {"masks": 20 * num_samples, "score": "probability"})
-
-
-class WithoutDraws(NamedTuple):
-    """A row of the table: a method that --samples has no effect on."""
-
-    explainer: Callable[[Any], Callable[..., Any]]
-    settings: dict[str, Any]
-
-    def __call__(self, net, num_samples):
-        return Method(measured(self.explainer(net)), self.settings)
-
-
-# Each row is a function `(net, num_samples)` that fills in the settings.
-METHODS: dict[str, Callable[[Any, int], Method]] = {
-    "saliency": WithoutDraws(lambda net: sj.saliency(net.score), {}),
-    "smoothgrad": over_inputs(sj.smoothgrad, reduction=mean_and_stderr()),
-    "noisegrad": _noisegrad,
-    "fusiongrad": _fusiongrad,
-    "adaptgrad": _adaptgrad,
-    "integrated_gradients": _integrated_gradients,
-    "input_times_gradient": WithoutDraws(lambda net: sj.input_times_gradient(net.score), {}),
-    "vargrad": over_inputs(sj.vargrad),
-    "squaregrad": over_inputs(sj.squaregrad),
-    "forgrad": _forgrad,
-    "gradcam": WithoutDraws(lambda net: sj.gradcam(net.features, net.head), {}),
-    "gradcam_plus_plus": WithoutDraws(lambda net: sj.gradcam_plus_plus(net.features, net.head), {}),
-    "occlusion": WithoutDraws(lambda net: sj.occlusion(net.score), {"patch": 32, "stride": 16}),
-    "rise": _rise,
-    "sobol": WithoutDraws(lambda net: sj.sobol(net.score), {"cells": "8 x 8", "designs": 32}),
-    "hsic": WithoutDraws(lambda net: sj.hsic(net.score), {"cells": "8 x 8", "masks": 500}),
-}
-DEFAULT_METHODS = ("saliency", "smoothgrad", "noisegrad", "fusiongrad", "adaptgrad")
-IGNORE_SAMPLES = [name for name, row in METHODS.items() if isinstance(row, WithoutDraws)]
 
 
 class Guess(NamedTuple):
@@ -255,25 +91,30 @@ def close_names(wanted: str, names: list[str]) -> list[str]:
 class Run(NamedTuple):
     """What a method returned for one photo, and what it took."""
 
-    settings: dict[str, Any]
+    method: Method
     result: Result
     compile_seconds: float
     seconds: float
 
 
-def compiled(method: Method) -> Callable[..., Run]:
-    """Returns a function of the arguments of `method.explain`, compiled when first called.
+def runner() -> Callable[..., Run]:
+    """Returns `run(method, args, answers)`, which compiles each program when it first runs.
 
-    Its arguments have the shapes and dtypes of the first call's.
+    `answers` keeps what programs returned for these arguments, as methods may share that too.
     """
-    program, compile_seconds = None, 0.0
+    programs = {}
 
-    def run(*args):
-        nonlocal program, compile_seconds
-        if program is None:
-            program, compile_seconds = timed(jax.jit(method.explain).lower(*args).compile)
-        result, seconds = timed(program, *args)
-        return Run(method.settings, result, compile_seconds, seconds)
+    def run(method, args, answers):
+        program = method.program
+        levels = [rule(args[2]) for rule in method.levels]
+        if program not in programs:
+            programs[program] = timed(jax.jit(program).lower(*args, *levels).compile)
+        executable, compile_seconds = programs[program]
+        call = program, method.levels
+        if call not in answers:
+            answers[call] = timed(executable, *args, *levels)
+        answer, seconds = answers[call]
+        return Run(method, method.result(answer), compile_seconds, seconds)
 
     return run
 
@@ -304,16 +145,18 @@ def picture(explanation: Explanation, with_explained: bool) -> bytes:
     if with_explained:
         heading += f"; explained: {explained.name}, {explained.probability:.0%}"
     maps = [run.result.attribution for run in runs.values()]
-    titles = [title(name, run.settings, run.result) for name, run in runs.items()]
+    titles = [title(name, run.method, run.result) for name, run in runs.items()]
     return png(plotting.gallery(explanation.image, maps, ["input", *titles], heading))
 
 
-def title(name: str, settings: dict[str, Any], result: Result) -> str:
+def title(name: str, method: Method, result: Result) -> str:
     """Returns the lines above a map: its method, its settings, and what was measured."""
     # With spaces that do not break, lines end between settings.
-    facts = [f"{what} {value}".replace(" ", "\xa0") for what, value in settings.items()]
-    settings_lines = textwrap.fill(", ".join(facts), TITLE_WIDTH).replace("\xa0", " ")
-    findings = []
+    facts = [f"{what} {value}".replace(" ", "\xa0") for what, value in method.settings.items()]
+    settings_lines = textwrap.fill(", ".join(facts), TITLE_WIDTH, break_on_hyphens=False).replace(
+        "\xa0", " "
+    )
+    findings = [method.bias] if method.bias else []
     if result.relative_error is not None:
         error = float(result.relative_error)
         findings.append(f"relative error {error:.2f}" if error < math.inf else "error > signal")
@@ -356,7 +199,8 @@ def report(explanation: Explanation, args: argparse.Namespace) -> bytes:
 def record(run: Run) -> dict[str, Any]:
     """Returns what the JSON file says about one map."""
     return {
-        "settings": run.settings,
+        "settings": run.method.settings,
+        "bias": run.method.bias or None,
         "relative_error": finite(run.result.relative_error),
         "kept_share": finite(run.result.kept_share),
         "compile_seconds": round(run.compile_seconds, 3),
@@ -406,6 +250,7 @@ def load(model: str) -> "Network":
       UserError: if there is no such network, or something is not installed.
     """
     try:
+        import platformdirs  # noqa: F401
         import skimage.data  # noqa: F401
         import tqdm  # noqa: F401
 
@@ -417,6 +262,15 @@ def load(model: str) -> "Network":
         raise UserError(f"{error}{hint}") from error
     except ValueError as error:
         raise UserError(f"--model: {error}") from error
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was given another."""
+    import platformdirs
+
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        folder = platformdirs.user_cache_path("smoothjax") / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -460,10 +314,13 @@ def explain_photos(args: argparse.Namespace) -> bool:
     if unknown:
         raise UserError(f"--methods: unknown {unknown[0]!r}; known are {', '.join(METHODS)}")
     net = load(args.model)
+    if args.cache:
+        keep_compiled()
     label = None if args.label is None else class_index(args.label, net.class_names)
     make_folder(args.out)
     inputs = open_photos(args.photos, net)
-    methods = {name: METHODS[name](net, args.samples) for name in args.methods}
+    programs = Programs(net, args.samples)
+    methods = {name: METHODS[name](programs) for name in args.methods}
     explain = photo_explainer(net, methods, label, jax.random.key(args.seed))
 
     all_done = len(inputs) >= len(args.photos)
@@ -501,8 +358,7 @@ def photo_explainer(
 
     The label is that of the class to explain; None stands for each photo's likeliest.
     """
-    predict = predictor(net)
-    programs = {name: compiled(method) for name, method in methods.items()}
+    predict, run = predictor(net), runner()
 
     def explain(photo, x, bar):
         guesses = predict(x)
@@ -511,12 +367,12 @@ def photo_explainer(
         bar.write(repr(photo))
         for guess in prediction:
             bar.write(f"  {guess.probability:6.1%}  {guess.name} ({guess.label})")
-        runs = {}
-        for name, run in programs.items():
+        # The same key for all, so that a map does not depend on what else is asked for.
+        args = key, net.params, x, jnp.int32(explained.label), jnp.int32(top.label)
+        runs, answers = {}, {}
+        for name, method in methods.items():
             bar.set_description(name)
-            # The same key for all, so that a map does not depend on what else is asked for.
-            labels = jnp.int32(explained.label), jnp.int32(top.label)
-            runs[name] = run(key, net.params, x, *labels)
+            runs[name] = run(method, args, answers)
             bar.update()
         return Explanation(photo, net.unprocess(x), prediction, explained, runs)
 

@@ -104,7 +104,8 @@ def gallery(
             f"got {len(titles)} titles."
         )
     panels = [_in_colours(image), *map(heatmap, maps)]
-    num_columns = min(len(panels), 3 if len(panels) <= 6 else 4)
+    num_columns = min((3, 4), key=lambda num: -len(panels) % num)  # the fewest empty places
+    num_columns = min(num_columns, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     colors = matplotlib.colormaps[colormap].with_extremes(bad="limegreen")
     figure = Figure(figsize=(2.6 * num_columns, 3.1 * num_rows + 0.4), layout="constrained")

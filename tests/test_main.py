@@ -7,12 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 import pytest
 from PIL import Image
 
 import smoothjax as sj
 from smoothjax import __main__ as command
-from smoothjax import _gallery, plotting, zoo
+from smoothjax import _gallery, _methods, plotting, zoo
 from smoothjax.reductions import mean_and_stderr, relative_error, stack
 from smoothjax.zoo.network import _TABLE
 
@@ -31,7 +32,7 @@ def small_network():
 
     def apply(params, images):
         flat = images.reshape(images.shape[0], -1)
-        return jnp.tanh(flat @ params["hidden"]) @ params["last"]
+        return jax.nn.relu(flat @ params["hidden"]) @ params["last"]
 
     def preprocess(pixels):
         image = Image.fromarray(pixels).resize((SIZE, SIZE))
@@ -91,7 +92,7 @@ def make_photo(path, seed=0):
 
 
 def run(*args):
-    return command.main([str(arg) for arg in args])
+    return command.main([*map(str, args), "--no-cache"])
 
 
 def read(path):
@@ -169,6 +170,7 @@ def test_json_says_what_was_done_and_found(net, out, photo, capsys, drawn):
     (record,) = report["methods"].values()
     assert list(record) == [
         "settings",
+        "bias",
         "relative_error",
         "kept_share",
         "compile_seconds",
@@ -208,17 +210,19 @@ def explainers(net, num):
     """What the library itself makes of the default methods, at the calibrated levels."""
     gradient = jax.grad(net.score, argnums=1)
     options = {"reduction": mean_and_stderr()}
-    root = round(num**0.5)
-    half = {"num_weight_draws": root, "num_input_draws": root}
+    half = {"num_weight_draws": num, "num_input_draws": 1}
     return {
         "smoothgrad": sj.smoothgrad(gradient, sj.relative(0.15), num_samples=num, **options),
         "noisegrad": sj.noisegrad(gradient, 1.0, num_samples=num, **options),
         "fusiongrad": sj.fusiongrad(gradient, 0.5, sj.relative(0.075), **half, **options),
         "adaptgrad": sj.adaptgrad(gradient, net.bounds, 0.95, num_samples=num, **options),
+        "squaregrad": sj.smoothgrad(
+            lambda *args: gradient(*args) ** 2, sj.relative(0.15), num_samples=num, **options
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"])
+@pytest.mark.parametrize("name", explainers(small_network(), 64))
 def test_maps_and_their_errors_are_those_of_the_library(bee, name):
     explain = jax.jit(explainers(bee.net, 64)[name])
     estimate = explain(jax.random.key(5), bee.net.params, bee.x, NAMES.index("bee"))
@@ -233,9 +237,9 @@ def test_maps_and_their_errors_are_those_of_the_library(bee, name):
         assert f"{what} {value}" in titles[1 + i]
 
 
-@pytest.mark.parametrize(("name", "sigma", "num"), [("noisegrad", 1.0, 64), ("fusiongrad", 0.5, 8)])
-def test_kept_share_counts_the_weight_draws_of_the_map(bee, name, sigma, num):
-    draws = sj.noisegrad(lambda params: params, sigma, num_samples=num, reduction=stack())(
+@pytest.mark.parametrize(("name", "sigma"), [("noisegrad", 1.0), ("fusiongrad", 0.5)])
+def test_kept_share_counts_the_weight_draws_of_the_map(bee, name, sigma):
+    draws = sj.noisegrad(lambda params: params, sigma, num_samples=64, reduction=stack())(
         jax.random.key(5), bee.net.params
     )
     logits = jax.vmap(bee.net.apply, (0, None))(draws, bee.x[None])[:, 0]
@@ -252,9 +256,10 @@ def test_settings_are_those_of_the_library(bee):
         "fusiongrad": {
             "weight noise": 0.5,
             "input noise": "0.075 of range",
-            "draws": "8 x 8",
+            "draws": 64,
         },
         "adaptgrad": {"confidence": 0.95, "draws": 64},
+        "squaregrad": {"input noise": "0.15 of range", "draws": 64},
     }
 
 
@@ -274,20 +279,25 @@ def test_every_method_returns_a_map_and_only_means_have_an_error(net):
         jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.float32),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
-    for name, method in _gallery.METHODS.items():
-        explain = method(net, 4).explain
-        result = jax.eval_shape(explain, jax.random.key(0), net.params, x, label, label)
+    for name, row in _methods.METHODS.items():
+        method = row(_methods.Programs(net, 4))
+
+        def explain(key, x, label, method=method):
+            levels = [rule(x) for rule in method.levels]
+            return method.result(method.program(key, net.params, x, label, label, *levels))
+
+        result = jax.eval_shape(explain, jax.random.key(0), x, label)
         assert result.attribution.shape in [(SIZE, SIZE), (SIZE, SIZE, 1), (SIZE, SIZE, 3)]
-        is_mean = name in {"smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"}
+        is_mean = name in explainers(net, 4)
         assert (result.relative_error is not None) == is_mean
         assert (result.kept_share is not None) == (name in {"noisegrad", "fusiongrad"})
 
 
 @pytest.mark.slow
 def test_every_method_runs(net, out, photo, drawn):
-    methods = ",".join(_gallery.METHODS)
+    methods = ",".join(_methods.METHODS)
     assert run(photo, "--samples", 4, "--methods", methods, "--out", out) == 0
-    assert list(read(out / "photo.json")["methods"]) == list(_gallery.METHODS)
+    assert list(read(out / "photo.json")["methods"]) == list(_methods.METHODS)
     for attribution in drawn[0][1]:
         assert np.isfinite(attribution).all()
 
@@ -299,11 +309,10 @@ def test_maps_of_rise_have_no_offset(net, out, photo, drawn):
 
 
 def test_an_infinite_error_is_said_in_words_and_null_in_json(net):
-    result = _gallery.Result(jnp.zeros((2, 2)), jnp.float32(jnp.inf), jnp.float32(0.5))
-    assert (
-        _gallery.title("m", {"draws": 2}, result)
-        == "m\ndraws 2\nerror > signal, prediction kept 50%"
-    )
+    result = _methods.Result(jnp.zeros((2, 2)), jnp.float32(jnp.inf), jnp.float32(0.5))
+    method = _methods.Method(print, {"draws": 2}, bias="blurred")
+    title = _gallery.title("m", method, result)
+    assert title == "m\ndraws 2\nblurred, error > signal, prediction kept 50%"
     assert _gallery.finite(result.relative_error) is None
 
 
@@ -314,6 +323,23 @@ def test_a_map_does_not_depend_on_other_photos_and_methods(net, out, photo, tmp_
     assert run(photo, *args, "--methods", "smoothgrad", "--out", out / "alone") == 0
     (_, both, _, _), (_, alone, _, _) = drawn[1:]
     np.testing.assert_array_equal(both[1], alone[0])
+
+
+def test_methods_share_programs_and_what_they_return(net, out, photo, drawn):
+    traced = []
+    score = net.score
+    net.score = lambda *args: traced.append(args) or score(*args)
+    shared = "smoothgrad,squaregrad,adaptgrad,forgrad"
+    run(photo, "--methods", "smoothgrad", "--out", out)
+    once = len(traced)
+    run(photo, "--methods", shared, "--out", out)
+    assert len(traced) == 2 * once
+    methods = read(out / "photo.json")["methods"]
+    seconds = {name: method["seconds"] for name, method in methods.items()}
+    assert seconds["smoothgrad"] == seconds["squaregrad"] == seconds["forgrad"]
+    maps = dict(zip(methods, drawn[-1][1], strict=True))
+    np.testing.assert_allclose(maps["forgrad"], sj.forgrad(lambda m: m)(maps["smoothgrad"]))
+    assert methods["forgrad"]["bias"] == "blurred"
 
 
 def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
@@ -327,6 +353,16 @@ def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
     reports = [read(out / name) for name in files(out) if name.endswith("json")]
     # The seconds of one compilation, which two would hardly share.
     assert len({report["methods"]["saliency"]["compile_seconds"] for report in reports}) == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-cache"]])
+def test_compiled_programs_are_kept_for_the_next_run(net, out, tmp_path, monkeypatch, flags):
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    command.main([*flags, "--out", str(out), str(tmp_path / "missing.png")])
+    folder = str(tmp_path / "smoothjax" / "programs")
+    assert told == ({} if flags else {"jax_compilation_cache_dir": folder})
 
 
 def test_photos_of_the_same_name_do_not_overwrite_one_another(net, out, tmp_path):
@@ -407,7 +443,16 @@ def test_an_unknown_model(out, capsys):
 
 def test_the_default_methods():
     args = command.parser().parse_args([])
-    assert args.methods == ["saliency", "smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"]
+    assert args.methods == [
+        "saliency",
+        "smoothgrad",
+        "smoothdiff",
+        "squaregrad",
+        "noisegrad",
+        "fusiongrad",
+        "adaptgrad",
+        "forgrad",
+    ]
 
 
 def test_help_says_what_there_is_and_what_is_ignored(net, capsys, monkeypatch):
@@ -419,11 +464,12 @@ def test_help_says_what_there_is_and_what_is_ignored(net, capsys, monkeypatch):
     assert f"--model MODEL {' or '.join(_TABLE)}; default: efficientnet-lite0" in words
     assert "default: smoothjax-out" in words
     known = words.split("comma-separated, of ")[1].split(";")[0].split(", ")
-    assert known == list(_gallery.METHODS)
+    assert known == list(_methods.METHODS)
     ignoring = words.split("no effect on ")[1].split(";")[0].split(", ")
-    for name, method in _gallery.METHODS.items():
+    few, many = (_methods.Programs(net, num) for num in (4, 9))
+    for name, row in _methods.METHODS.items():
         # What the settings say is tested for those that have draws.
-        assert (name in ignoring) == (method(net, 4).settings == method(net, 9).settings)
+        assert (name in ignoring) == (row(few).settings == row(many).settings)
 
 
 @pytest.mark.parametrize("args", [["--samples", "1"], ["--samples", "x"], ["--seed", "-1"]])
