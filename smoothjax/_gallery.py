@@ -268,7 +268,7 @@ def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX was given another."""
     import platformdirs
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = platformdirs.user_cache_path("smoothjax") / "programs"
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
