@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import NamedSharding
 
 from smoothjax._checks import check_integer, check_number, require
 from smoothjax._devices import check_divides, check_sharding, laid_out_like, shard, vary_like
-from smoothjax._trees import is_float0, without_numbers
+from smoothjax._trees import is_array, is_float0, without_numbers
 from smoothjax._typing import PyTree
 from smoothjax.reductions import (
     Reduction,
@@ -35,39 +36,42 @@ from smoothjax.reductions import (
 # Fewer draws than these estimate their own variance too badly to stop on it.
 MIN_DRAWS_TO_STOP = 16
 
+# How many evaluations are made at once by default: for a photo, and at most. Memory is theirs.
+_CHUNK, _MOST, _PHOTO = 10, 50, 224 * 224 * 3
+
 Body = Callable[[jax.Array], PyTree]
 
 
 def monte_carlo(
     num_samples: int,
     reduction: Reduction,
-    chunk_size: int,
+    chunk_size: int | None,
     tolerance: Any = None,
     sharding: NamedSharding | None = None,
-) -> Callable[[Body, jax.Array], PyTree]:
-    """Returns `average(draw, key)`: the reduction of `draw(fold_in(key, i))`, i below num_samples.
+) -> Callable[..., PyTree]:
+    """Returns `average(draw, key, x)`: the mean, say, of `draw(fold_in(key, i))`, i < num_samples.
 
-    Its settings are those of `smoothgrad`.
+    Its settings are those of `smoothgrad`, and x is what each draw is about as large as.
     """
     run = accumulate(reduction, chunk_size, tolerance, sharding)
     name = "num_samples" if reduction.min_samples == 1 else "num_samples for this reduction"
     num = check_count(num_samples, name, reduction.min_samples)
     if sharding is not None:
-        check_divides(sharding, num, chunk_size)
+        check_divides(sharding, num, _CHUNK if chunk_size is None else chunk_size)
 
-    def average(draw, key):
-        return run(lambda i: draw(jax.random.fold_in(key, i)), num)
+    def average(draw, key, x=None):
+        return run(lambda i: draw(jax.random.fold_in(key, i)), num, x)
 
     return average
 
 
 def accumulate(
     reduction: Reduction,
-    chunk_size: int,
+    chunk_size: int | None,
     tolerance: Any = None,
     sharding: NamedSharding | None = None,
-) -> Callable[[Body, int], PyTree]:
-    """Returns `run(body, num)`: the reduction of `body(0), ..., body(num - 1)`.
+) -> Callable[..., PyTree]:
+    """Returns `run(body, num, x)`: the reduction of `body(0), ..., body(num - 1)`.
 
     `body` maps an int32 index to a pytree of arrays, whose leaves of dtype float0 (the gradient of
     integers) are not reduced but passed through. It is traced at most three times: for its shapes,
@@ -76,7 +80,8 @@ def accumulate(
 
     Args:
       reduction: see `smoothjax.reductions`.
-      chunk_size: how many indices are evaluated at once, under `vmap`; a remainder is legal.
+      chunk_size: how many indices are evaluated at once, under `vmap`; a remainder is legal. None:
+        10, or up to 50 for an x that is smaller than a photo.
       tolerance: if given, stop at the first chunk after which the relative error is below it.
       sharding: if given, how the indices of a chunk are laid out over devices.
     """
@@ -85,13 +90,14 @@ def accumulate(
         f"reduction must be one like mean(), with the parentheses; got {reduction!r:.80}.",
         TypeError,
     )
-    chunk_size = check_integer(chunk_size, "chunk_size", least=1)
+    if chunk_size is not None:
+        chunk_size = check_integer(chunk_size, "chunk_size", least=1)
     if tolerance is not None:
         _check_tolerance(tolerance, reduction)
     if sharding is not None:
         check_sharding(sharding)
 
-    def run(body, num):
+    def run(body, num, x=None):
         num = check_count(num, "the number of evaluations", reduction.min_samples)
         draw = jax.eval_shape(body, jax.ShapeDtypeStruct((), jnp.int32))
         check_no_estimate(draw)
@@ -99,13 +105,20 @@ def accumulate(
         if not jax.tree.leaves(numeric):
             raise TypeError(f"the function returned no arrays to average, but {draw}.")
 
+        if chunk_size is not None:
+            chunk = min(chunk_size, num)
+        elif tolerance is not None or sharding is not None:
+            chunk = min(_CHUNK, num)  # which it is to stop after, or to divide
+        else:
+            chunk = _default_chunk(num, x)
+
         def evaluate(index):
             return _without_float0(body(index))
 
         def final_state(reduction, evaluate):
             take = functools.partial(_take, reduction, evaluate, sharding)
             state = vary_like(numeric, reduction.init(numeric, num))
-            return _over_chunks(take, state, numeric, num, min(chunk_size, num), tolerance)
+            return _over_chunks(take, state, numeric, num, chunk, tolerance)
 
         if tolerance is not None:
             answer = mean_and_stderr().finalize(final_state(mean_and_stderr(), evaluate))
@@ -117,6 +130,14 @@ def accumulate(
         return _with_float0(answer, draw)
 
     return run
+
+
+def _default_chunk(num: int, x: PyTree) -> int:
+    """The chunk of a number of evaluations, with no remainder where that costs less than half."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(x) if is_array(leaf))
+    most = min(num, max(_CHUNK, min(_MOST, _CHUNK * _PHOTO // max(size, 1))))
+    divisors = [chunk for chunk in range(-(-most // 2), most + 1) if num % chunk == 0]
+    return max(divisors, default=most)
 
 
 def check_count(num: Any, name: str, least: int = 1) -> int:
@@ -144,6 +165,9 @@ def _over_chunks(take, state, draw, num, chunk, tolerance):
     take_chunk = jax.checkpoint(functools.partial(take, chunk))
     take_remainder = jax.checkpoint(functools.partial(take, remainder))
     state, rest = laid_out_like(draw, state, take_chunk), jnp.int32(num - remainder)
+    if tolerance is None and chunk == num:
+        # Convolutions are slower in loops on CPUs, and reverse mode has no other chunk to spare.
+        return take(chunk, state, jnp.int32(0))
     if tolerance is None:
         starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
         state, _ = jax.lax.scan(lambda s, start: (take_chunk(s, start), None), state, starts)

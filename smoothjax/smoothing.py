@@ -30,7 +30,7 @@ def smoothgrad(
     where: Any = None,
     sampler: Sampler = jax.random.normal,
     reduction: Reduction = reductions.mean(),
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
     tolerance: Any = None,
     sharding: NamedSharding | None = None,
 ) -> Explainer:
@@ -57,7 +57,8 @@ def smoothgrad(
         those of `jax.random`. It is asked for blocks, not for leaves.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. It bounds memory and changes no result
-        beyond rounding.
+        beyond rounding. None: 10 for x of the size of a photo, up to 50 for a smaller one; 10 with
+        `tolerance` or `sharding`.
       tolerance: if given, draw no more once the relative error of the map is below it
         (`smoothjax.reductions.relative_error`, estimated after each chunk, from 16 draws on);
         `num_samples` is then the most. With `mean` and `mean_and_stderr` only. Under `jax.vmap` the
@@ -329,6 +330,6 @@ def _smooth(explain, combine, *, sigma, argnum, where, sampler, **loop):
             noise_key, inner_key = jax.random.split(key)
             return explain_at(inner_key, noisy(noise_key))
 
-        return average(draw, key)
+        return average(draw, key, x)
 
     return smoothed

@@ -203,3 +203,68 @@ def test_numpy_integers_are_integers(key):
 def test_an_explainer_without_arrays_is_refused(key):
     with pytest.raises(TypeError, match=r"(?s)the function returned no arrays.*in smoothgrad"):
         sj.smoothgrad(lambda x: None, 0.1, argnum=0)(key, jnp.ones(3))
+
+
+def chunk_sizes(num_samples, shape, **options):
+    """The sizes of the chunks in which draws of x are evaluated."""
+    seen = []
+
+    @jax.custom_batching.custom_vmap
+    def explain(params, x):
+        seen.append(1)
+        return x
+
+    @explain.def_vmap
+    def _(axis_size, in_batched, params, x):
+        seen.append(axis_size)
+        return x, True
+
+    smooth = sj.smoothgrad(explain, 0.1, num_samples=num_samples, **options)
+    jax.eval_shape(smooth, jax.random.key(0), None, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return set(seen) - {1}
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "shape", "chunks"),
+    [
+        (50, (224, 224, 3), {10}),
+        (64, (224, 224, 3), {8}),  # without a remainder, which would be compiled by itself
+        (53, (224, 224, 3), {10, 3}),  # a divisor of less than half would cost more
+        (7, (224, 224, 3), {7}),
+        (50, (512, 512, 3), {10}),
+        (50, (160, 160, 3), {10}),  # at most 19
+        (50, (32, 32, 3), {50}),
+        (400, (32, 32, 3), {50}),
+        (50, (4,), {50}),
+    ],
+)
+def test_the_default_chunk_is_larger_for_small_inputs_and_leaves_no_remainder(
+    num_samples, shape, chunks
+):
+    assert chunk_sizes(num_samples, shape) == chunks
+
+
+def test_with_a_tolerance_the_default_chunk_is_ten_so_that_it_can_stop(network):
+    assert chunk_sizes(50, (4,), tolerance=0.1) == {10}
+
+
+@pytest.mark.parametrize(("chunk_size", "loops"), [(6, False), (3, True)])
+def test_one_chunk_needs_no_loop(key, chunk_size, loops):
+    explain = sj.integrated_gradients(jnp.vdot, num_steps=6, chunk_size=chunk_size)
+    assert ("scan" in str(jax.make_jaxpr(explain)(jnp.ones(3), jnp.ones(3)))) == loops
+
+
+def test_reverse_mode_through_one_chunk_evaluates_no_draw_twice(network, key):
+    score, params, x = network
+
+    def flops_at(chunk_size):
+        smooth = sj.smoothgrad(sj.saliency(score), 0.1, num_samples=4, chunk_size=chunk_size)
+        return flops(jax.grad(lambda p: jnp.sum(smooth(key, p, x) ** 2)), params)
+
+    plain = flops(
+        jax.grad(
+            lambda p: jnp.sum(jax.vmap(lambda x: sj.saliency(score)(p, x))(jnp.stack([x] * 4)) ** 2)
+        ),
+        params,
+    )
+    assert flops_at(4) < 1.1 * plain

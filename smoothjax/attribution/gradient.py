@@ -125,7 +125,7 @@ def integrated_gradients(
     *,
     argnum: int = 1,
     quadrature: Quadrature = gauss_legendre,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
 ) -> Explainer:
     """Returns an explainer of the gradient integrated along the line from a baseline to x.
 
@@ -141,7 +141,7 @@ def integrated_gradients(
       num_steps: the number of gradients.
       argnum: the argument to explain, counted from 0 after the key: 1 is x.
       quadrature: a function from `num_steps` to (nodes, weights) on [0, 1].
-      chunk_size: how many gradients are evaluated at once; memory only.
+      chunk_size: how many gradients are evaluated at once, as in `smoothgrad`; memory only.
 
     Returns:
       An explainer `explain(params, x, *rest)`, stochastic if the score is, whose result is shaped
@@ -175,7 +175,7 @@ def integrated_gradients(
             slope = gradient(key, _between(start, x, jnp.asarray(nodes)[i]))
             return _leafwise(lambda g: g * weight.astype(g.dtype), slope)
 
-        slope = mean_over(step, num_steps)
+        slope = mean_over(step, num_steps, x)
         return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
     return explain
@@ -189,7 +189,7 @@ def expected_gradients(
     num_samples: int = 50,
     argnum: int = 1,
     reduction: Reduction = reductions.mean(),
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
 ) -> Explainer:
     """Returns an explainer of integrated gradients averaged over baselines drawn from data.
 
@@ -204,7 +204,7 @@ def expected_gradients(
       num_samples: the number of draws.
       argnum: the argument to explain, counted from 0 after the key: 1 is x.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
-      chunk_size: how many draws are evaluated at once; memory only.
+      chunk_size: how many draws are evaluated at once, as in `smoothgrad`; memory only.
 
     Returns:
       A stochastic explainer `explain(key, params, x, *rest)`, whose result is shaped like x.
@@ -242,7 +242,7 @@ def expected_gradients(
             slope = gradient(inner_key, _between(start, x, t))
             return _leafwise(lambda x, b, g: (x - b) * g, x, start, slope)
 
-        return average(draw, key)
+        return average(draw, key, x)
 
     return explain
 

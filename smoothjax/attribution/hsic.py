@@ -24,7 +24,7 @@ def hsic(
     grid: PerAxis | None = Default(8),
     axes: Axes = IMAGE,
     argnum: int = 1,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
 ) -> Explainer:
     """Returns an explainer of how much the score depends on whether a cell is hidden, by HSIC.
 
@@ -43,8 +43,8 @@ def hsic(
       axes: the axes of x that the grid spans, as in `occlusion`.
       argnum: the argument to explain, counted from 0 after the key: 1 is x. Each floating-point
         leaf of a pytree has a grid.
-      chunk_size: how many masks are evaluated at once; memory only. (With `rbg` keys other masks
-        are drawn at another chunk size, as in `rise`.)
+      chunk_size: how many masks are evaluated at once, as in `smoothgrad`. (With `rbg` keys
+        other masks are drawn at another chunk size, as in `rise`.)
 
     Returns:
       A stochastic explainer `explain(key, params, x, *rest)` of numbers without unit that do not
@@ -84,7 +84,7 @@ def hsic(
             visible = jax.random.bernoulli(jax.random.fold_in(design_key, i), half, (num_cells,))
             return visible, query(inner_key, [visible[cell_of] for cell_of in cells])
 
-        visible, scores = all_of(evaluate, num_samples)
+        visible, scores = all_of(evaluate, num_samples, args[argnum])
         dependence = _hsic(visible, scores.astype(wide_dtype(scores.dtype)))
         return restore([dependence[cell_of] for cell_of in cells], scores.dtype)
 

@@ -26,7 +26,7 @@ def occlusion(
     *,
     axes: Axes = IMAGE,
     argnum: int = 1,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
 ) -> Explainer:
     """Returns an explainer of how much the score drops when a patch slides over the input.
 
@@ -49,7 +49,7 @@ def occlusion(
         tabular data.
       argnum: the argument to explain, counted from 0 after the key: 1 is x. Of a pytree, one
         floating-point leaf after the other is covered with patches.
-      chunk_size: how many patches are evaluated at once; memory only.
+      chunk_size: how many patches are evaluated at once, as in `smoothgrad`; memory only.
 
     Returns:
       An explainer `explain(params, x, *rest)`, stochastic if the score is, in the units of the
@@ -95,7 +95,7 @@ def occlusion(
             # Not a product: a NaN behind one patch would be everywhere.
             return [jnp.where(mask == 1, drop, 0) for mask in hidden]
 
-        means = mean_over(occlude, sum(counts))
+        means = mean_over(occlude, sum(counts), args[argnum])
         # From means over all patches to means over those that cover a position.
         covers = map(_cover, maps, starts, patches)
         shares = [jnp.asarray(cover / sum(counts), wide) for cover in covers]

@@ -30,7 +30,7 @@ def rise(
     axes: Axes = IMAGE,
     argnum: int = 1,
     reduction: Reduction = reductions.mean(),
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
     tolerance: Any = None,
     sharding: NamedSharding | None = None,
 ) -> Explainer:
@@ -54,8 +54,8 @@ def rise(
       argnum: the argument to explain, counted from 0 after the key: 1 is x. Each floating-point
         leaf of a pytree has masks of its own, all at once.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
-      chunk_size: how many masks are evaluated at once; memory only. (With `rbg` keys other masks
-        are drawn at another chunk size, as in every transform.)
+      chunk_size: how many masks are evaluated at once, as in `smoothgrad`. (With `rbg` keys
+        other masks are drawn at another chunk size, as in every transform.)
       tolerance: if given, draw no more masks once the relative error of the map is below it, as in
         `smoothgrad`. The map counts with its offset, about the mean score behind masks.
       sharding: if given, how the masks of a chunk are spread over devices, as in `smoothgrad`.
@@ -98,7 +98,7 @@ def rise(
             value = score.astype(wide_dtype(score.dtype)) / probability
             return restore([value * mask.astype(value.dtype) for mask in masks], score.dtype)
 
-        return average(draw, key)
+        return average(draw, key, args[argnum])
 
     return explain
 

@@ -26,7 +26,7 @@ def sobol(
     grid: PerAxis | None = Default(8),
     axes: Axes = IMAGE,
     argnum: int = 1,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
 ) -> Explainer:
     """Returns an explainer of each cell's total-order Sobol index: its share of the variance.
 
@@ -48,7 +48,7 @@ def sobol(
       axes: the axes of x that the grid spans, as in `occlusion`.
       argnum: the argument to explain, counted from 0 after the key: 1 is x. Each floating-point
         leaf of a pytree has a grid, and indices are shares of their common variance.
-      chunk_size: how many masks are evaluated at once; memory only.
+      chunk_size: how many masks are evaluated at once, as in `smoothgrad`; memory only.
 
     Returns:
       A stochastic explainer `explain(key, params, x, *rest)` of indices without unit: 0 for a cell
@@ -94,7 +94,7 @@ def sobol(
             design = jnp.where(from_second, second[row], first[row])
             return query(inner_key, [design[cell_of] for cell_of in cells])
 
-        scores = all_of(evaluate, num_designs * (num_cells + 2))
+        scores = all_of(evaluate, num_designs * (num_cells + 2), args[argnum])
         dtype, scores = scores.dtype, scores.astype(wide_dtype(scores.dtype))
         scores = scores.reshape(num_designs, num_cells + 2)
         swapped, plain = scores[:, :num_cells], scores[:, num_cells:]
