@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._axes import check_not_pooled_twice
 from smoothjax._checks import check_function, check_leading_axis, check_scalar, require
 from smoothjax._statistics import t_test
 from smoothjax._transform import is_stochastic, keyed, noting, transform
@@ -82,8 +81,7 @@ def best_cutoff(
 
     Raises:
       TypeError, ValueError: here for a bad cut-off or an argument that is no function; when called,
-        for fewer than two examples, maps that were pooled twice, or a faithfulness that is no
-        scalar.
+        for fewer than two examples, or a faithfulness that is no scalar.
 
     Cost: for each example one evaluation of `explain` and one of `faithfulness` for every cut-off,
     one after the other, so in the memory of one.
@@ -119,7 +117,6 @@ def best_cutoff(
             index, x, rest = example
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, index))
             attribution = attribute(keys[0], params, x, *rest)
-            check_not_pooled_twice(attribution, x)
 
             def of_cutoff(cutoff):
                 filtered = transform(lambda: attribution, cutoff)()
