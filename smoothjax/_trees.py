@@ -104,7 +104,8 @@ def resolve(rule: Any, tree: PyTree, name: str) -> list[Any]:
         jax.tree.map(lambda value, part: parts.append((value, part)), rule, tree)
     except ValueError as error:
         raise ValueError(
-            f"{name} must be one value or a pytree prefix of the argument: {error}"
+            f"{name} must be one value or a pytree prefix of the argument. Lists and tuples are "
+            f"pytrees: for an array of values type jnp.asarray([...]). {error}"
         ) from None
     flat = []
     for value, part in parts:
