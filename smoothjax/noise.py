@@ -207,13 +207,13 @@ def _spreads(values, spread):
     values = jnp.asarray(values)
     values = values.astype(wide_dtype(values.dtype))
     found = spread(values, 0)
-    check_not_negative(found, "spread(examples, 0)")
-    known = not isinstance(found, Tracer)
+    known = is_real(found) and not isinstance(found, Tracer)
     require(
         not known or np.all(np.isfinite(found)),
         f"spread(examples, 0) must be finite; got {found!s:.80}. Where values are missing, type "
         "spread=jnp.nanstd.",
     )
+    check_not_negative(found, "spread(examples, 0)")
     return jnp.broadcast_to(found, values.shape[1:])
 
 

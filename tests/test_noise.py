@@ -265,12 +265,13 @@ def test_a_callable_module_is_a_pytree_of_levels_or_masks():
 
 
 BAD_SETTINGS = [
-    ({"sigma": -0.1}, ValueError, "sigma must not be negative; got -0.1"),
+    ({"sigma": -0.1}, ValueError, "sigma must not be negative, or NaN; got -0.1"),
     ({"sigma": 10**400}, TypeError, "sigma must be a real number or array; got 1000"),
     ({"sigma": "0.1"}, TypeError, "sigma must be a number, array, pytree or function; got '0.1'"),
     ({"sigma": None}, TypeError, "sigma must be a number, array, pytree or function; got None"),
     ({"sigma": True}, TypeError, "sigma must be a real number or array; got True"),
     ({"sigma": 1j}, TypeError, "sigma must be a real number or array; got 1j"),
+    ({"sigma": np.nan}, ValueError, "sigma must not be negative, or NaN; got nan"),
     ({"sigma": jnp.float32(-0.1)}, ValueError, "sigma must not be negative"),
     ({"sigma": np.array([0.1, -0.1])}, ValueError, "sigma must not be negative"),
     ({"sigma": jax.random.key(0)}, TypeError, "sigma must be a real number"),
@@ -292,7 +293,7 @@ BAD_RULES = [
     (
         lambda: sj.relative(-0.1),
         ValueError,
-        "(?s)level must not be negative; got -0.1.*in relative",
+        "(?s)level must not be negative, or NaN; got -0.1.*in relative",
     ),
     (lambda: sj.relative("a"), TypeError, "level must be a real number"),
     (lambda: sj.relative(10**400), TypeError, "level must be a real number"),
@@ -353,7 +354,12 @@ BAD_CALLS = [
     (jnp.ones(1), {"sigma": sj.relative(0.1)}, ValueError, "fraction of max - min.*units"),
     (jnp.ones(3), {"sigma": sj.adaptive((jnp.zeros(2), 1.0))}, ValueError, "lower bound of shape"),
     (jnp.ones(3), {"sigma": lambda x: "a"}, TypeError, "sigma must be a real number or array"),
-    (jnp.ones(3), {"sigma": lambda x: -1.0}, ValueError, "sigma must not be negative; got -1.0"),
+    (
+        jnp.ones(3),
+        {"sigma": lambda x: -1.0},
+        ValueError,
+        "sigma must not be negative, or NaN; got -1.0",
+    ),
     (jnp.ones(3), {"sampler": lambda key, shape, dtype: [0.0] * 3}, TypeError, "real numbers"),
     (
         jnp.ones(3),
