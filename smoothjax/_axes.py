@@ -70,17 +70,6 @@ def check_pooled_axis(shape: tuple[int, ...], channel_axis: Any) -> None:
         )
 
 
-def check_not_pooled_twice(attribution: Any, x: Any) -> None:
-    """Raises for what two poolings leave of an image (H, W, channels): one value for each row."""
-    shape, of = (getattr(array, "shape", None) for array in (attribution, x))
-    twice = shape is not None and of is not None and len(of) == 3 and shape == of[:1]
-    require(
-        not twice,
-        f"a map of shape {shape} lacks an axis of x, of shape {of}, that is no channel axis. Was "
-        "it pooled twice? forgrad's maps have no channels any more.",
-    )
-
-
 def _check_image(shape):
     check_channels_last(shape)
     require(

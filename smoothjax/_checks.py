@@ -66,6 +66,15 @@ def check_number(
     return number
 
 
+def check_ordered(low: Any, high: Any, name: str) -> None:
+    """Raises unless bounds have low < high everywhere, as far as is known."""
+    known = not isinstance(low, Tracer) and not isinstance(high, Tracer)
+    require(
+        not known or np.all(np.asarray(low) < np.asarray(high)),
+        f"{name} must have low < high everywhere; got {low!s:.80} and {high!s:.80}.",
+    )
+
+
 def check_index(value: Any, num: int, name: str) -> jax.Array:
     """Returns the number of one of `num` things, which may be traced, as an int32, or raises."""
     index = jnp.asarray(value)

@@ -132,11 +132,11 @@ def _check_one_range(level, part):
 
 
 def check_not_negative(value: Any, name: str) -> None:
-    """Raises unless a value is a real number or array, nowhere negative as far as is known."""
+    """Raises unless a value is a real number or array, nowhere below 0 or NaN if it is known."""
     require(is_real(value), f"{name} must be a real number or array; got {value!r:.80}.", TypeError)
     known = not isinstance(value, Tracer)
-    wrong = known and np.any(np.asarray(value) < 0)
-    require(not wrong, f"{name} must not be negative; got {value!s:.80}.")
+    right = not known or np.all(np.asarray(value) >= 0)
+    require(right, f"{name} must not be negative, or NaN; got {value!s:.80}.")
 
 
 def check_noise(sigma: Any, where: Any = None) -> None:

@@ -225,13 +225,13 @@ def at_argument(
       TypeError, ValueError: here if argnum is no index; when called, if there is no such argument.
     """
     argnum = check_argnum(argnum)
-    inner = keyed(fun)
+    inner, takes_key = keyed(fun), is_stochastic(fun)
 
     def at(args, kwargs):
         x = argument(args, argnum)
 
         def fun_at(key, x):
-            if is_stochastic(fun):
+            if takes_key:
                 # Of many x the key may be the same one: JAX's checker of keys learns it is meant.
                 key = jax.random.clone(key)
             return inner(key, *args[:argnum], x, *args[argnum + 1 :], **kwargs)

@@ -84,14 +84,15 @@ def leaf_name(path: tuple) -> str:
     return f"the leaf {path_string(path)!r}" if path else "the argument"
 
 
-def check_has_inexact(tree: PyTree) -> None:
+def check_has_inexact(tree: PyTree, what: str = "the argument holds") -> None:
     """Raises if an argument has no floating-point array to perturb or to differentiate."""
     leaves = jax.tree.leaves(tree)
     if not any(map(is_inexact, leaves)):
         kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
         raise TypeError(
-            f"floating-point arrays are needed, but the argument holds {kinds}. Convert it, "
-            "x.astype(jnp.float32), or choose another argument with argnum."
+            f"floating-point arrays are needed, but {what} {kinds}. Convert it, "
+            "x.astype(jnp.float32), of a list jnp.asarray(x, float), or choose another argument "
+            "with argnum."
         )
 
 
@@ -104,7 +105,8 @@ def resolve(rule: Any, tree: PyTree, name: str) -> list[Any]:
         jax.tree.map(lambda value, part: parts.append((value, part)), rule, tree)
     except ValueError as error:
         raise ValueError(
-            f"{name} must be one value or a pytree prefix of the argument: {error}"
+            f"{name} must be one value or a pytree prefix of the argument. Lists and tuples are "
+            f"pytrees: for an array of values type jnp.asarray([...]). {error}"
         ) from None
     flat = []
     for value, part in parts:

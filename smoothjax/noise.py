@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.scipy.special import erfinv
 
 from smoothjax._box_muller import box_muller as box_muller
-from smoothjax._checks import check_function, check_leading_axis, require
+from smoothjax._checks import check_function, check_leading_axis, check_ordered, require
 from smoothjax._perturb import by_range, check_not_negative
 from smoothjax._transform import noted
 from smoothjax._trees import (
@@ -103,8 +103,16 @@ def relative(level: Any, examples: Any = None, *, spread: Callable[..., Any] = s
 
     if examples is None:
         return by_range(_rule(of_range))
+    for leaf in jax.tree.leaves(examples):
+        require(
+            is_array(leaf),
+            f"examples must be arrays, stacked along a leading axis; got a {type(leaf).__name__}. "
+            "Of a list, give jnp.asarray(values); of a data frame, its to_numpy().",
+            TypeError,
+        )
     check_leading_axis(examples, "examples", least=2)
-    return _rule(of_feature, jax.tree.map(lambda leaf: _spreads(leaf, spread), examples))
+    spreads = jax.tree.map(lambda leaf: _spreads(leaf, spread), examples)
+    return _rule(of_feature, spreads, "examples")
 
 
 @noted
@@ -144,7 +152,7 @@ def adaptive(bounds: Any, confidence: Any = 0.95) -> Rule:
         room = jnp.where(jnp.isnan(x), 0, room)
         return room / (math.sqrt(2) * erfinv(jnp.asarray(confidence, x.dtype)))
 
-    rule = _rule(of_leaf, pairs)
+    rule = _rule(of_leaf, pairs, "bounds, pairs (lo, hi) of numbers or arrays,")
     return by_range(rule) if isinstance(pairs, _Pair) else rule
 
 
@@ -176,7 +184,7 @@ def by_path(predicate: Callable[[str], bool]) -> Rule:
     return select
 
 
-def _rule(of_leaf, given: Any = 0.0):
+def _rule(of_leaf, given: Any = 0.0, name: str = "sigma"):
     """The rule with the level `of_leaf(path, x, value)`, x a floating-point leaf in its wide dtype.
 
     The values are those of `given`, a pytree prefix of the argument.
@@ -188,7 +196,7 @@ def _rule(of_leaf, given: Any = 0.0):
         return of_leaf(path, jnp.asarray(leaf).astype(wide_dtype(leaf.dtype)), value)
 
     def rule(argument):
-        values = jax.tree.structure(argument).unflatten(resolve(given, argument, "what a rule has"))
+        values = jax.tree.structure(argument).unflatten(resolve(given, argument, name))
         return jax.tree_util.tree_map_with_path(level, argument, values)
 
     return rule
@@ -196,22 +204,16 @@ def _rule(of_leaf, given: Any = 0.0):
 
 def _spreads(values, spread):
     """The spread of each feature of examples, shaped like one example."""
-    require(
-        is_array(values),
-        f"examples must be arrays, stacked along a leading axis; got a {type(values).__name__}. "
-        "Of a data frame, give its to_numpy().",
-        TypeError,
-    )
     values = jnp.asarray(values)
     values = values.astype(wide_dtype(values.dtype))
     found = spread(values, 0)
-    check_not_negative(found, "spread(examples, 0)")
-    known = not isinstance(found, Tracer)
+    known = is_real(found) and not isinstance(found, Tracer)
     require(
         not known or np.all(np.isfinite(found)),
         f"spread(examples, 0) must be finite; got {found!s:.80}. Where values are missing, type "
         "spread=jnp.nanstd.",
     )
+    check_not_negative(found, "spread(examples, 0)")
     return jnp.broadcast_to(found, values.shape[1:])
 
 
@@ -241,7 +243,8 @@ def _pairs_of(bounds):
     except TypeError:
         raise ValueError(
             "bounds must be a pair (lo, hi) of real numbers or arrays that broadcast to each "
-            f"other, or a pytree prefix of pairs; got {bounds!r:.80}."
+            "other, or a pytree prefix of pairs; of lists, type (jnp.asarray(lo), "
+            f"jnp.asarray(hi)). Got {bounds!r:.80}."
         ) from None
 
 
@@ -249,9 +252,7 @@ def _pair_of(pair):
     if not _is_pair(pair):
         raise TypeError
     lo, hi = pair
-    known = not isinstance(lo, Tracer) and not isinstance(hi, Tracer)
-    if known and not np.all(np.asarray(lo) < np.asarray(hi)):
-        raise ValueError(f"bounds must have lo < hi everywhere; got {lo} and {hi}.")
+    check_ordered(lo, hi, "bounds")
     return _Pair(lo, hi)
 
 

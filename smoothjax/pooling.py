@@ -20,7 +20,8 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
     Maps are signed and per channel until you say otherwise. Sums keep the sign, so that opposite
     channels cancel; absolute sums and norms do not. Pooling first and averaging later is another
     map than averaging first: compare `smoothgrad(pool(f, how))` with `pool(smoothgrad(f), how)`.
-    Where all channels are 0, a norm has the derivative 0.
+    Where all channels are 0, a norm has the derivative 0; that of `jnp.std` is NaN where all
+    channels are equal, as in JAX: take `lambda a, axis: jnp.sqrt(jnp.var(a, axis=axis) + 1e-12)`.
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first.

@@ -51,7 +51,13 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
         )
         outputs = outputs.reshape(num)
         if not isinstance(label, Tracer):
-            label = operator.index(label)
+            try:
+                label = operator.index(label)
+            except TypeError:
+                raise TypeError(
+                    f"label must be one integer; got {label!r:.80}. Of a one-hot label type "
+                    "jnp.argmax(label)."
+                ) from None
             require(0 <= label < num, f"label must be from 0 to {num - 1}; got {label}.")
             return outputs[label]
         require(

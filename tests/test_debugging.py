@@ -69,22 +69,95 @@ STOCHASTIC = {
 }
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+PICTURE = jnp.linspace(-1.0, 2.0, 144).reshape(12, 12)
+MASK = jnp.arange(144).reshape(12, 12) % 5 == 0
+LAYERS = {"in": W, "out": jnp.array([1.0, -2.0, 0.5])}
+
+
+def layered(p, x):
+    return jnp.tanh(jax.nn.relu(x @ p["in"]) @ p["out"])
+
+
+def rectified(p, x):
+    return jax.nn.relu(x @ p["in"]) @ p["out"]
+
+
+def faithfulness(p, x, attribution):
+    return jnp.vdot(attribution, p[:, 0])
+
+
+def searched(faithfulness):
+    search = sj.spectral.best_cutoff(
+        sj.smoothgrad(GRADIENT, 0.1, **DRAWS),
+        faithfulness,
+        [0.5, 1, jnp.inf],
+        transform=lambda explain, cutoff: sj.lowpass(explain, cutoff, axes=(0,)),
+    )
+    return lambda key, p, x: search(key, p, ROWS)
+
+
+OF_LAYERS = {
+    "lrp": sj.lrp(layered, sj.attribution.lrp_rules.gamma()),
+    "guided_backprop": sj.guided_backprop(layered),
+    "deconvnet": sj.deconvnet(layered),
+    "consistency": metrics.consistency(sj.saliency(layered), jax.tree.map(jnp.sin, LAYERS)),
+}
+SIMILARITIES = [metrics.spearman, metrics.pearson, metrics.cosine, metrics.ssim]
+LOCALIZATION = [
+    metrics.pointing_game,
+    metrics.relevance_mass_accuracy,
+    metrics.relevance_rank_accuracy,
+    metrics.roc_auc,
+]
+MORE = {
+    "smoothdiff": lambda key, p, x: sj.smoothdiff(rectified, 0.1, num_samples=4)(key, LAYERS, x),
+    "parameter_randomization": lambda key, p, x: metrics.parameter_randomization(
+        sj.saliency(layered), metrics.layers_at_depth(LAYERS)
+    )(key, LAYERS, x),
+    "parameter_randomization of a stochastic explainer": lambda key, p, x: (
+        metrics.parameter_randomization(
+            sj.smoothgrad(sj.saliency(layered), 0.1, **DRAWS), metrics.layers_at_depth(LAYERS)
+        )(key, LAYERS, x)
+    ),
+    "random_logit": lambda key, p, x: metrics.random_logit(
+        sj.saliency(lambda p, x, label: predict(p, x)[label]), 3, similarity=metrics.spearman
+    )(key, p, x, 1),
+    "distinct_classes": lambda key, p, x: metrics.distinct_classes(key, [0, 1, 1, 2], 2),
+    "grid_pointing_game": lambda key, p, x: metrics.grid_pointing_game(PICTURE, (2, 2), 1),
+    "best_cutoff": searched(faithfulness),
+    "best_cutoff of a stochastic faithfulness": searched(
+        sj.stochastic(lambda key, p, x, a: faithfulness(p, x, a) + jax.random.normal(key))
+    ),
+    **{
+        name: lambda key, p, x, explain=explain: explain(LAYERS, x)
+        for name, explain in OF_LAYERS.items()
+    },
+    **{one.__name__: lambda key, p, x, of=one: of(PICTURE, PICTURE.T) for one in SIMILARITIES},
+    **{one.__name__: lambda key, p, x, of=one: of(PICTURE, MASK) for one in LOCALIZATION},
+}
+ALL = STOCHASTIC | MORE
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_no_key_is_used_twice(name):
     with jax.debug_key_reuse(True):
-        jax.jit(STOCHASTIC[name]).lower(KEY, W, X)
+        jax.jit(ALL[name]).lower(KEY, W, X)
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", ALL)
 def test_no_tracer_leaks(name):
     with jax.checking_leaks():
-        jax.make_jaxpr(STOCHASTIC[name])(KEY, W, X)
+        jax.make_jaxpr(ALL[name])(KEY, W, X)
 
 
-@pytest.mark.parametrize("name", ["smoothgrad", "hsic", "variance", "max_sensitivity", "rise"])
+NAN_FREE = ["smoothgrad", "hsic", "variance", "max_sensitivity", "rise", *MORE]
+
+
+@pytest.mark.filterwarnings("ignore:best_cutoff. the curve is flat")
+@pytest.mark.parametrize("name", NAN_FREE)
 def test_no_nan_on_the_way(name):
     with jax.debug_nans(True):
-        STOCHASTIC[name](KEY, W, X)
+        ALL[name](KEY, W, X)
 
 
 @pytest.mark.parametrize("weights", [jnp.arange(4.0), jnp.zeros(4)])

@@ -717,7 +717,17 @@ BAD += [
     ),
     ({"examples": (_Foreign(), LABELS)}, TypeError, r"got a torch._Foreign. .*tensor.numpy\(\)"),
     ({"examples": [(XS[0], "cat")]}, TypeError, "got a str"),
-    ({"examples": [[XS, LABELS]]}, TypeError, "for xs, ys in loader"),
+    (
+        {"examples": [[XS, LABELS]]},
+        TypeError,
+        r"Type \[tuple\(one\) for one.*for xs, ys in loader",
+    ),
+    ({"examples": (XS, [0, 1, 2, 0, 1, 2, 0])}, TypeError, r"list of numbers: type np.array"),
+    (
+        {"examples": ((XS, XS), LABELS)},
+        TypeError,
+        r"type list\(examples\); an x of several arrays is a list or a dict",
+    ),
     ({"annotations": [XS]}, TypeError, "annotations must be arrays by name"),
     ({"annotations": {"mask": XS}}, ValueError, r"no metric has a parameter for .*'mask'"),
     (
@@ -740,6 +750,16 @@ BAD += [
         r"there are 2 of \['mask'\], and more of other",
     ),
 ]
+
+
+class _Vision(list):
+    """Stands for a data set of torchvision, which may hold arrays."""
+
+    __module__ = "torchvision.datasets"
+
+
+def test_only_what_is_of_torch_itself_is_taken_for_its_loader():
+    check_scores(run(examples=_Vision(zip(XS, LABELS, strict=True))))
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)

@@ -71,7 +71,7 @@ def test_a_known_label_outside_is_an_error(label):
 
 def test_other_labels_and_outputs_are_refused():
     for label in (1.0, "cat", jnp.arange(2), None):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"label must be one int.*type jnp.argmax\(label\)"):
             SCORE(W, X, label)
     for label in (jnp.float32(1), jnp.arange(2), jnp.bool_(True)):
         with pytest.raises(TypeError, match="label must be one integer; got shape"):

@@ -224,7 +224,7 @@ def expected_gradients(
     """
     at = at_argument(score, argnum)
     average = monte_carlo(num_samples, reduction, chunk_size)
-    check_has_inexact(baselines)
+    check_has_inexact(baselines, "baselines hold")
     num_baselines = check_leading_axis(baselines, "baselines")
     one = jax.tree.map(lambda leaf: np.shape(leaf)[1:], baselines)
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from smoothjax._checks import check_function, check_number, require
+from smoothjax._checks import check_function, check_number, check_ordered, require
 from smoothjax._transform import noted
 from smoothjax.attribution._layers import Layer as Layer
 from smoothjax.attribution._layers import parts, ratio
@@ -167,11 +165,7 @@ def box(low: Any, high: Any) -> Rule:
     >>> sj.lrp(lambda params, x: params @ x, rule)(jnp.array([2.0, -1.0]), jnp.array([1.0, 0.0]))
     Array([1.6, 0.4], dtype=float32)
     """
-    is_known = not isinstance(low, Tracer) and not isinstance(high, Tracer)
-    require(
-        not is_known or np.all(np.asarray(low) < np.asarray(high)),
-        f"low must be below high everywhere; got {low!r:.80} and {high!r:.80}.",
-    )
+    check_ordered(low, high, "bounds")
 
     def rule(layer, a, relevance):
         require(

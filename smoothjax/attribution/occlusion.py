@@ -57,8 +57,9 @@ def occlusion(
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for an axis
-        that x lacks, a patch longer than its axis, a baseline that does not fit, an argument that
-        is missing or has no floating-point leaf, or a score that is no real scalar.
+        that x lacks, a patch longer than its axis or over all of x, a baseline that does not fit,
+        an argument that is missing or has no floating-point leaf, or a score that is no real
+        scalar.
 
     Cost: one evaluation of the score, and one for each patch: about `size / stride` along each
     axis. The memory of `chunk_size` of them.
@@ -79,6 +80,13 @@ def occlusion(
         patches, starts = zip(*map(patches_of, maps), strict=True)
         counts = [math.prod(map(len, along)) for along in starts]
         firsts = [sum(counts[:place]) for place in range(len(counts))]
+        sizes = [length for length in maps[0].shape if length > 1]
+        require(
+            sum(counts) > 1 or not sizes,
+            f"a patch of {tuple(patches[0])} positions covers all of x, whose map, of shape "
+            f"{maps[0].shape}, would be constant. Type a smaller one, such as "
+            f"{max(1, min(sizes, default=1) // 7)}.",
+        )
         visible = [jnp.ones(one.shape) for one in maps]
         jax.eval_shape(query, key, visible)  # an error in the score comes before anything runs
         whole = query(key, visible)

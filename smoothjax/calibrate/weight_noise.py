@@ -141,6 +141,7 @@ def accuracy_drop(
             targets = outputs if targets is None else targets
             num = check_leading_axis(targets, "targets")
             require(num == num_examples, f"there are {num} targets for {num_examples} examples.")
+            _check_aligned(outputs, targets)
         before, accuracy_before = judged(outputs, targets)
         (after, accuracy), (_, draws_error), n = noisy(sigma)(key, params, xs, targets)
         # At chance there is nothing to lose, and what seems lost would be noise.
@@ -272,7 +273,25 @@ def _jackknife(quality, outputs, targets):
     left_out = [everyone[group::groups][: num // groups] for group in range(groups)]
     others = np.stack([np.delete(everyone, group) for group in left_out])
     rest, whole = jax.lax.map(quality_without, others), quality_of(outputs, targets)
-    return groups * whole - (groups - 1) * rest, whole
+    # Factor groups - 1 if each example is in a group. Where some are in none, the groups' means
+    # scatter less about the mean of all, and that has the error of all examples.
+    reach = np.sqrt((groups - 1) * (num / len(left_out[0]) - 1)).item()
+    return whole + reach * (whole - rest), whole
+
+
+def _check_aligned(outputs, targets):
+    """Raises for (n, 1) beside (n,), which together are (n, n)."""
+    if jax.tree.structure(outputs) != jax.tree.structure(targets):
+        return
+    for of_output, of_target in zip(*map(jax.tree.leaves, (outputs, targets)), strict=True):
+        shapes = np.shape(of_output), np.shape(of_target)
+        columns = shapes[0] != shapes[1] and {len(s) for s in shapes} == {1, 2}
+        require(
+            not columns or max(shapes, key=len)[1] != 1,
+            f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} would be compared each "
+            "with each. Return a scalar for each example, and give a target of shape "
+            f"{shapes[0][:1]}.",
+        )
 
 
 def _check_logits(outputs):

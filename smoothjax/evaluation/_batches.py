@@ -17,10 +17,8 @@ _NEEDED = (
     "examples must be a tuple (xs, *rest) of arrays of JAX or NumPy with a leading axis, (xs,) for "
     "xs alone, or an iterable of one tuple (x, *rest) for each example"
 )
-_HINT = (
-    "Type tensor.numpy(), frame.to_numpy(), and for a loader of batches "
-    "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys))."
-)
+_UNBATCHED = "((x.numpy(), int(y)) for xs, ys in loader for x, y in zip(xs, ys))"
+_HINT = f"Type tensor.numpy(), frame.to_numpy(), and for a loader of batches {_UNBATCHED}."
 
 
 class Batch(NamedTuple):
@@ -43,7 +41,7 @@ def batches(examples: Any, annotations: Mapping[str, Any], batch_size: int) -> I
     """Yields all examples, or raises an error that says what they must be."""
     if isinstance(examples, tuple):
         return _of_stacked(examples, dict(annotations), batch_size)
-    is_loader = type(examples).__module__.startswith("torch")
+    is_loader = type(examples).__module__.partition(".")[0] == "torch"
     if is_loader or hasattr(examples, "shape") or not isinstance(examples, Iterable):
         raise TypeError(f"{_NEEDED}; got a {_kind(examples)}. {_HINT}")
     return _of_single(_with_annotations(examples, annotations), batch_size)
@@ -58,7 +56,15 @@ def num_examples(examples: Any) -> int | None:
 
 def _of_stacked(examples, annotations, batch_size):
     of_tuples = examples and type(examples[0]) is tuple
-    require(not of_tuples, f"{_NEEDED}; got a tuple of tuples: type list(examples).", TypeError)
+    require(
+        not of_tuples,
+        f"{_NEEDED}; got a tuple that starts with a tuple. If that is one example, type "
+        "list(examples); an x of several arrays is a list or a dict, ([images, tables], labels).",
+        TypeError,
+    )
+    for values in examples[1:]:
+        of_numbers = isinstance(values, list) and values and isinstance(values[0], _NUMBERS)
+        require(not of_numbers, f"{_NEEDED}; got a list of numbers: type np.array(...).", TypeError)
     for name, values in annotations.items():
         is_list = isinstance(values, (list, tuple))
         require(not is_list, f"annotation {name!r} must be stacked: type np.stack(...).", TypeError)
@@ -76,6 +82,13 @@ def _of_single(pairs, batch_size):
     start, expected = 0, None
     while chunk := list(itertools.islice(pairs, batch_size)):
         for i, pair in enumerate(chunk, start):
+            is_list = isinstance(pair[0], list)
+            require(
+                not is_list,
+                f"{_NEEDED}; example {i} is a list. Type [tuple(one) for one in examples], or for "
+                f"a loader of batches {_UNBATCHED}.",
+                TypeError,
+            )
             is_example = isinstance(pair[0], tuple) and pair[0]
             require(is_example, f"{_NEEDED}; example {i} is {pair[0]!r:.80}. {_HINT}", TypeError)
             _check_leaves(pair)

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._axes import check_not_pooled_twice
 from smoothjax._checks import check_integer, require
 from smoothjax._transform import keyed, noted
 from smoothjax._trees import combine, is_array, partition
@@ -259,8 +258,6 @@ def _judge(metrics):
     def judge(params, key, index, example, annotations, *attribution):
         metric_key = _keys(key, index)[1]
         x, *rest = example
-        for one in attribution:
-            check_not_pooled_twice(one, x)
         scores = {}
         for name, (metric, keywords) in metrics.items():
             chosen = {note: value for note, value in annotations.items() if note in keywords}

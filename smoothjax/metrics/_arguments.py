@@ -57,7 +57,7 @@ def check_attribution(attribution: Any) -> jax.Array:
     require(
         is_real(attribution) and np.size(attribution),
         f"an attribution must be one array of real numbers; got {attribution!r:.80}. Judge the "
-        "mean of an Estimate, and each array of a pytree.",
+        "mean of an Estimate, each array of a pytree, and jnp.asarray(values) of a list.",
         TypeError,
     )
     array = jnp.asarray(attribution)

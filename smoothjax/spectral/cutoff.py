@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._axes import check_not_pooled_twice
 from smoothjax._checks import check_function, check_leading_axis, check_scalar, require
 from smoothjax._statistics import t_test
 from smoothjax._transform import is_stochastic, keyed, noting, transform
@@ -82,8 +81,7 @@ def best_cutoff(
 
     Raises:
       TypeError, ValueError: here for a bad cut-off or an argument that is no function; when called,
-        for fewer than two examples, maps that were pooled twice, or a faithfulness that is no
-        scalar.
+        for fewer than two examples, or a faithfulness that is no scalar.
 
     Cost: for each example one evaluation of `explain` and one of `faithfulness` for every cut-off,
     one after the other, so in the memory of one.
@@ -117,14 +115,17 @@ def best_cutoff(
 
         def of_example(example):
             index, x, rest = example
-            keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, index))
-            attribution = attribute(keys[0], params, x, *rest)
-            check_not_pooled_twice(attribution, x)
+            map_key = judge_key = None
+            if key is not None:
+                map_key, judge_key = jax.random.split(jax.random.fold_in(key, index))
+            attribution = attribute(map_key, params, x, *rest)
 
             def of_cutoff(cutoff):
                 filtered = transform(lambda: attribution, cutoff)()
+                # The same key for all cut-offs: JAX's checker of keys learns it is meant.
+                same = None if judge_key is None else jax.random.clone(judge_key)
                 with noting("faithfulness"):
-                    return check_scalar(judge(keys[1], params, x, filtered, *rest))
+                    return check_scalar(judge(same, params, x, filtered, *rest))
 
             return jax.lax.map(of_cutoff, tried)
 
@@ -153,7 +154,8 @@ def _choose(cutoffs, scores):
     known = jnp.where(jnp.isnan(mean[top]), jnp.nan, cutoffs)
     parsimonious = jnp.min(jnp.where(gap > error, jnp.inf, known))
 
-    # The test is of 0 / 0 for the best itself.
-    chance = jnp.where(gap == 0, 1, t_test(gap, error, num))
+    # The test would be of 0 / 0 for the best itself.
+    same = gap == 0
+    chance = jnp.where(same, 1, t_test(gap, jnp.where(same, 1, error), num))
     flat = ~(jnp.min(chance) * (tried * (tried - 1) / 2) <= 0.05)  # also where a score is NaN
     return CutoffSearch(cutoffs, mean, stderr, scores, known[top], parsimonious, flat)

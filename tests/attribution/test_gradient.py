@@ -268,7 +268,7 @@ BAD = [
     (lambda: sj.integrated_gradients(cubic, {"a": 0.0})(W, X), ValueError, "baseline must be one"),
     (lambda: sj.expected_gradients(cubic, jnp.ones(())), ValueError, "leading axis"),
     (lambda: sj.expected_gradients(cubic, jnp.ones((0, 3))), ValueError, "at least 1"),
-    (lambda: sj.expected_gradients(cubic, jnp.ones((2, 3), int)), TypeError, "floating-point"),
+    (lambda: sj.expected_gradients(cubic, jnp.ones((2, 3), int)), TypeError, "baselines hold"),
     (
         lambda: sj.expected_gradients(cubic, jnp.ones((2, 4)))(jax.random.key(0), W, X),
         ValueError,

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import linen
 from jax import lax
+from networks import lstm, vision_transformer
 
 import smoothjax as sj
 from smoothjax.attribution import lrp_rules as rules
@@ -538,7 +539,11 @@ BAD = [
     (lambda: rules.gamma(-1), ValueError, "gamma must be above 0; got -1"),
     (lambda: rules.alpha_beta(2, 2), ValueError, "alpha - beta must be 1; got 2.0 and 2.0"),
     (lambda: rules.alpha_beta(0, -1), ValueError, "beta must be at least 0; got -1"),
-    (lambda: rules.box(1.0, np.zeros(2)), ValueError, "low must be below high everywhere; got 1.0"),
+    (
+        lambda: rules.box(1.0, np.zeros(2)),
+        ValueError,
+        "bounds must have low < high everywhere; got 1.0",
+    ),
     (lambda: rules.by_layer(3), TypeError, "choose must be a function; got 3"),
     (
         lambda: sj.lrp(mlp, rules.box(0, 1))(None, X),
@@ -559,33 +564,6 @@ def test_errors(call, error, message):
         call()
 
 
-def vision_transformer():
-    class Block(nnx.Module):
-        def __init__(self, rngs):
-            self.norm1, self.norm2 = nnx.LayerNorm(8, rngs=rngs), nnx.RMSNorm(8, rngs=rngs)
-            self.attend = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
-            self.wide, self.narrow = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
-
-        def __call__(self, x):
-            x = x + self.attend(self.norm1(x))
-            return x + self.narrow(nnx.gelu(self.wide(self.norm2(x))))
-
-    class Network(nnx.Module):
-        def __init__(self, rngs):
-            self.patches = nnx.Conv(3, 8, (4, 4), strides=4, rngs=rngs)
-            self.blocks = nnx.List([Block(rngs), Block(rngs)])
-            self.head = nnx.Linear(8, 3, rngs=rngs)
-
-        def __call__(self, x):
-            x = self.patches(x[None])[0].reshape(4, 8)
-            for block in self.blocks:
-                x = block(x)
-            return self.head(x.mean(0))
-
-    graph, params = nnx.split(Network(nnx.Rngs(0)))
-    return lambda params, x: nnx.merge(graph, params)(x)[1], params, IMAGE
-
-
 def linen_network():
     class Network(linen.Module):
         @linen.compact
@@ -598,18 +576,6 @@ def linen_network():
     model = Network()
     params = model.init(jax.random.key(0), IMAGE[None])
     return lambda params, x: model.apply(params, x[None])[0, 1], params, IMAGE
-
-
-def lstm():
-    class Network(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            return linen.Dense(3)(linen.RNN(linen.OptimizedLSTMCell(5))(x)[-1])
-
-    model = Network()
-    x = IMAGE.reshape(8, 24)
-    params = model.init(jax.random.key(0), x)
-    return lambda params, x: model.apply(params, x)[1], params, x
 
 
 @pytest.mark.slow

@@ -51,12 +51,10 @@ def test_occlusion_in_float64():
 
 
 @pytest.mark.parametrize(
-    ("patch", "stride"), [((4, 3), (3, 2)), (1, 1), (5, 5), (13, 1), (4, 3), ((13, 9), 1)]
+    ("patch", "stride"), [((4, 3), (3, 2)), (1, 1), (5, 5), (4, 3), ((13, 8), 1), ((13, 1), 1)]
 )
 def test_occlusion_of_a_linear_score_is_the_mean_of_patch_sums(patch, stride):
     """Written out: every patch from every start, the last one moved back to the edge."""
-    if patch == 13:
-        patch = (13, 9)
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     row_step, column_step = (stride, stride) if isinstance(stride, int) else stride
 
@@ -82,6 +80,16 @@ def test_occlusion_of_an_additive_score_by_single_features_is_exact():
     w = jnp.array([1.0, -2.0, 0.5])
     got = occlusion(additive, 1, 1, 0.5, axes=(0,))(w, x)
     np.testing.assert_allclose(got, w * (x**3 - 0.5**3), rtol=1e-5, atol=1e-6)
+
+
+def test_a_patch_over_all_of_x_is_refused():
+    """The map would be constant; of x with one position there is nothing else."""
+    with pytest.raises(ValueError, match=r"\(32, 32\).* covers all of x.*smaller one, such as 4"):
+        occlusion(linear, 32)(1.0, jnp.ones((32, 32, 3)))
+    with pytest.raises(ValueError, match=r"covers all of x.*such as 1"):
+        occlusion(linear, 5, 1, axes=(0,))(1.0, jnp.ones(5))
+    got = occlusion(linear, 1, axes=(0,))(1.0, jnp.ones((1, 3)))
+    np.testing.assert_array_equal(got, [[3.0]])
 
 
 def test_occlusion_runs_over_signals_and_volumes():

@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,20 @@ def test_the_best_is_the_fastest_of_the_table():
     assert [row.chunk_size for row in tuning.table] == [4, 1, 2]
     assert all(0 < row.seconds < np.inf for row in tuning.table)
     assert tuning.best == min(tuning.table, key=lambda row: row.seconds).chunk_size
+
+
+def test_a_model_may_hold_functions():
+    """As the modules of Equinox do, whose activations are leaves."""
+    model = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
+    assert not all(map(eqx.is_array, jax.tree.leaves(model)))
+    explain = sj.saliency(lambda model, x: model(x)[0])
+
+    def build(chunk_size):
+        return sj.smoothgrad(explain, num_samples=4, chunk_size=chunk_size)
+
+    arguments = jax.random.key(1), model, jnp.ones(4)
+    tuning = tune_chunk_size(build, *arguments, candidates=(1, 4), repeats=1)
+    assert [row.chunk_size for row in tuning.table] == [1, 4]
 
 
 def test_the_median_of_calls_in_turn_decides(monkeypatch):

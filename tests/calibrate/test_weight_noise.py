@@ -9,6 +9,7 @@ import pytest
 from scipy import optimize, stats
 
 import smoothjax as sj
+from smoothjax.calibrate.weight_noise import _jackknife
 
 W = jnp.array([1.0, -2.0, 0.5, 1.5], jnp.float32)
 
@@ -202,6 +203,35 @@ def test_a_quality_that_is_accuracy_gives_the_same(data, key):
     got = jax.jit(sj.accuracy_drop(predict, **options))(key, W, *data, 0.7)
     np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5)
     np.testing.assert_allclose(got.stderr, want.stderr, rtol=3 / np.sqrt(2 * 19))
+
+
+@pytest.mark.parametrize("num", [20, 30, 37, 50])
+def test_the_jackknife_of_a_mean_has_the_error_of_all_examples(num):
+    """Whether or not 20 groups of equal size hold all of them: the variance is var(x) / n."""
+
+    @jax.jit
+    @jax.vmap
+    def variance(xs):
+        values, whole = _jackknife(lambda outputs, targets: jnp.mean(outputs), xs, xs)
+        return jnp.sum((values - whole) ** 2) / (values.size * (values.size - 1))
+
+    xs = jax.random.normal(jax.random.key(num), (3000, num))
+    np.testing.assert_allclose(jnp.mean(variance(xs)), 1 / num, rtol=0.03)
+
+
+def test_a_column_of_outputs_beside_a_row_of_targets_is_refused(data, key):
+    xs, _ = data
+    targets = xs @ W
+
+    def column(p, x):
+        return jnp.vdot(p, x)[None]
+
+    drop = sj.accuracy_drop(column, quality=r2, num_samples=2)
+    with pytest.raises(ValueError, match="Return a scalar for each example"):
+        drop(key, W, xs, targets, 0.3)
+    with pytest.raises(ValueError, match="Return a scalar for each example"):
+        sj.accuracy_drop(jnp.vdot, quality=r2)(key, W, xs, targets[:, None], 0.3)
+    assert jnp.isfinite(drop(key, W, xs, targets[:, None], 0.3).mean)
 
 
 def test_a_segmentation_is_calibrated_by_its_intersection_over_union(key):

@@ -117,8 +117,7 @@ def test_a_map_pooled_twice_is_refused_by_whatever_takes_maps():
     def score(params, x):
         return jnp.sum(params * x**2)
 
-    def gini(params, x, attribution):
-        return sj.metrics.gini(attribution)
+    deletion = sj.metrics.deletion(score)
 
     def filter_rows(explain, cutoff):
         return sj.lowpass(explain, cutoff, axes=(0,))
@@ -127,10 +126,36 @@ def test_a_map_pooled_twice_is_refused_by_whatever_takes_maps():
     pooled = sj.pool(sj.forgrad(sj.saliency(score), 2), jnp.linalg.norm)
     assert pooled(1.0, x[0]).shape == (6,)
     with pytest.raises(ValueError, match=r"\(6,\).*pooled twice"):
-        sj.metrics.deletion(score)(1.0, x[0], pooled(1.0, x[0]))
+        deletion(1.0, x[0], pooled(1.0, x[0]))
     with pytest.raises(ValueError, match="pooled twice"):
-        sj.evaluate({"forgrad": pooled}, params=1.0, examples=(x,), key=KEY, metrics={"g": gini})
+        sj.evaluate(
+            {"forgrad": pooled}, params=1.0, examples=(x,), key=KEY, metrics={"d": deletion}
+        )
     with pytest.raises(ValueError, match="pooled twice"):
-        sj.spectral.best_cutoff(pooled, gini, [1, 2], transform=filter_rows)(1.0, x)
+        sj.spectral.best_cutoff(pooled, deletion, [1, 2], transform=filter_rows)(1.0, x)
     with pytest.raises(ValueError, match="channel_axis=None if it was pooled already"):
-        sj.spectral.best_cutoff(sj.pool(sj.saliency(score), jnp.sum), gini, [1, 2])(1.0, x)
+        sj.spectral.best_cutoff(sj.pool(sj.saliency(score), jnp.sum), deletion, [1, 2])(1.0, x)
+
+
+def test_a_map_along_the_one_spatial_axis_of_three_is_judged():
+    """Of (time, sensors, channels), where a metric says that time alone is spatial."""
+
+    def score(params, x):
+        return jnp.sum(params * x**2)
+
+    def explain(params, x):
+        return jnp.sum(x**2, axis=(1, 2))
+
+    xs = jax.random.normal(jax.random.key(0), (2, 20, 5, 3))
+    deletion = sj.metrics.deletion(score, baseline=0.0, axes=(0,))
+    judged = sj.evaluate(
+        {"e": explain}, params=1.0, examples=(xs,), key=KEY, metrics={"d": deletion}
+    )
+    want = jax.vmap(lambda x: deletion(1.0, x, explain(1.0, x)))(xs)
+    np.testing.assert_allclose(judged.scores["e"]["d"], want, rtol=1e-6)
+
+    def filter_time(explain, cutoff):
+        return sj.lowpass(explain, cutoff, axes=(0,))
+
+    search = sj.spectral.best_cutoff(explain, deletion, [2, jnp.inf], transform=filter_time)
+    np.testing.assert_allclose(jax.jit(search)(1.0, xs).scores[:, 1], want, rtol=1e-4)

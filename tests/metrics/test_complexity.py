@@ -118,3 +118,5 @@ def test_vmap_is_a_loop(metric):
 def test_what_is_no_array_is_an_error(metric):
     with pytest.raises(TypeError, match="bool"):
         metric(MAP > 0)
+    with pytest.raises(TypeError, match=r"jnp.asarray\(values\) of a list"):
+        metric([1.0, 2.0])

@@ -194,6 +194,14 @@ def test_joint_wiener_agrees_with_its_formula(direct):
     close(result, want, rtol=1e-4, atol=1e-4)
 
 
+def test_the_work_of_wiener_is_in_proportion_to_the_length_of_a_signal():
+    """A matrix over the rings of a second of sound, 44,100 samples, has 486 million numbers."""
+    explain = sj.smoothgrad(identity, 1.0, num_samples=2, reduction=wiener(axes=(0,)))
+    signal = jax.ShapeDtypeStruct((10_000,), jnp.float32)
+    program = jax.jit(explain).lower(jax.random.key(0), None, signal).compile()
+    assert program.cost_analysis()["flops"] < 1000 * 10_000  # with a matrix 10,000 times
+
+
 def test_joint_wiener_of_one_channel_is_wiener():
     draws = noisy(random_map((7, 10, 1)), 5.0)
     close(reduced(JOINT_WIENER, draws), reduced(WIENER, draws), rtol=1e-4, atol=1e-4)

@@ -168,6 +168,139 @@ def test_what_pillow_only_warns_of_opens_in_silence(tmp_path):
     np.testing.assert_array_equal(open_photo(path), RGB)
 
 
+def with_chunks(path, *chunks):
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + b"".join(chunks) + data[33:])
+    return path
+
+
+BROKEN_CHUNKS = {
+    "a text of another compression": png_chunk(b"zTXt", b"Comment\0\7" + zlib.compress(b"text")),
+    "a text that is a bomb": png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10**8))),
+    "a text with a wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-4] + bytes(4),
+    "a profile of another compression": png_chunk(b"iCCP", b"name\0\7" + zlib.compress(b"text")),
+    "a resolution cut short": png_chunk(b"pHYs", bytes(3)),
+    "EXIF as a text that is none": png_chunk(b"tEXt", b"Raw profile type exif\0none\nat all"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_CHUNKS)
+def test_broken_chunks_of_a_png_cost_neither_the_picture_nor_its_orientation(tmp_path, name):
+    exif = Image.Exif()
+    if "EXIF" not in name:
+        exif[0x0112] = 6
+    path = saved(tmp_path, Image.fromarray(RGB), exif=exif)
+    photo = open_photo(with_chunks(path, BROKEN_CHUNKS[name]))
+    np.testing.assert_array_equal(photo, RGB if "EXIF" in name else np.rot90(RGB, 3))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("what", ["exif", "icc_profile"])
+def test_broken_metadata_are_ignored(tmp_path, extension, what):
+    data = {"exif": b"Exif\0\0http://ns.adobe.com/xap/1.0/", "icc_profile": b"no profile at all"}
+    if extension == "tiff" and what == "exif":
+        pytest.skip("those of a TIFF are its tags")
+    options = {"lossless": True} if extension == "webp" else {}
+    plain = open_photo(saved(tmp_path, Image.fromarray(RGB), extension, **options))
+    path = saved(tmp_path, Image.fromarray(RGB), extension, **options, **{what: data[what]})
+    np.testing.assert_array_equal(open_photo(path), plain)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_twelve_bits_in_sixteen_are_seen(tmp_path, monkeypatch, extension, order):
+    monkeypatch.setattr(photos, "TILE", 2)  # what is white is told by the picture, not by a tile
+    levels = np.array([[0, 16, 257, 2048, 4079, 4095]], f"{order}u2")
+    photo = open_photo(saved(tmp_path, Image.fromarray(levels), extension))
+    np.testing.assert_array_equal(photo[0, :, 1], [0, 1, 16, 128, 254, 255])
+
+
+def colour_png(levels):
+    """A PNG of 16 bits per colour, which Pillow reads but does not write."""
+    height, width, _ = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def test_twelve_bits_in_sixteen_per_colour_are_refused_not_black(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(colour_png(RGB.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(open_photo(path), RGB)
+    path.write_bytes(colour_png(RGB.astype(np.uint16) * 16))
+    with pytest.raises(PhotoError, match=r"of its 16 bits a colour uses 12.*save it as 8 bits"):
+        open_photo(path)
+    path.write_bytes(colour_png(np.zeros((2, 2, 3))))
+    np.testing.assert_array_equal(open_photo(path), np.zeros((2, 2, 3)))
+
+
+def gamma_profile(gamma, space=b"RGB "):
+    """A profile with the primaries of sRGB, D50 for white, and another gamma."""
+    tags = {b"wtpt": (0.9642, 1.0, 0.8249)}
+    if space == b"RGB ":
+        tags[b"rXYZ"], tags[b"gXYZ"] = (0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708)
+        tags[b"bXYZ"] = (0.14307, 0.06061, 0.7141)
+    curve = b"curv" + struct.pack(">IIHH", 0, 1, round(256 * gamma), 0)
+    curves = (b"rTRC", b"gTRC", b"bTRC") if space == b"RGB " else (b"kTRC",)
+    bodies = {
+        tag: b"XYZ " + struct.pack(">I3i", 0, *(round(65536 * v) for v in xyz))
+        for tag, xyz in tags.items()
+    }
+    bodies |= dict.fromkeys(curves, curve)
+    start, table, data = 132 + 12 * len(bodies), b"", b""
+    for tag, body in bodies.items():
+        table += tag + struct.pack(">II", start + len(data), len(body))
+        data += body
+    size = start + len(data)
+    header = struct.pack(">I4xI4s4s4s12x4s", size, 0x02400000, b"mntr", space, b"XYZ ", b"acsp")
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(bodies)) + table + data
+
+
+def of_gamma(values, gamma):
+    """What sRGB shows of values under a gamma, worked out."""
+    light = (values / 255.0) ** gamma
+    return 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff", "webp", "jpg"])
+def test_colour_profiles_are_honoured(tmp_path, extension):
+    flat = np.full((8, 8, 3), (40, 128, 200), np.uint8)
+    options = {"lossless": True} if extension == "webp" else {}
+    path = saved(
+        tmp_path, Image.fromarray(flat), extension, icc_profile=gamma_profile(1.0), **options
+    )
+    np.testing.assert_allclose(open_photo(path), of_gamma(flat, 1.0), atol=3)
+
+
+def test_colour_profiles_of_other_modes(tmp_path):
+    """Palettes and transparency too; of grey, one of grey; one of another space is none."""
+    flat = np.full((4, 4, 3), (40, 128, 200), np.uint8)
+    linear, grey = gamma_profile(1.0), gamma_profile(1.0, b"GRAY")
+    want = of_gamma(flat, 1.0)
+    palette = Image.fromarray(flat).quantize(4)
+    np.testing.assert_allclose(open_photo(saved(tmp_path, palette, icc_profile=linear)), want, 0, 3)
+    clear = Image.fromarray(np.dstack([flat, np.full((4, 4), 51, np.uint8)]))
+    photo = open_photo(saved(tmp_path, clear, icc_profile=linear))
+    np.testing.assert_allclose(photo, 0.2 * want + 0.8 * 255, 0, 3)
+    mono = Image.fromarray(flat[..., 1])
+    photo = open_photo(saved(tmp_path, mono, icc_profile=grey))
+    np.testing.assert_allclose(photo, want[..., 1:2].repeat(3, -1), 0, 3)
+    photo = open_photo(saved(tmp_path, mono, icc_profile=linear))
+    np.testing.assert_array_equal(photo, flat[..., 1:2].repeat(3, -1))
+
+
+@pytest.mark.parametrize(
+    ("brand", "kind"), [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")]
+)
+def test_heic_and_avif_are_refused_by_name(tmp_path, brand, kind):
+    path = tmp_path / "photo.jpg"  # phones rename them
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(PhotoError, match=rf"{kind} is not read; save it as PNG: `magick"):
+        open_photo(path)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"), [(OSError("two\n lines"), "two lines"), (MemoryError(), "MemoryError")]
 )
