@@ -15,3 +15,4 @@ from smoothjax.spectral.wiener import SignalAndNoise as SignalAndNoise
 from smoothjax.spectral.wiener import power_spectrum as power_spectrum
 from smoothjax.spectral.wiener import signal_and_noise as signal_and_noise
 from smoothjax.spectral.wiener import wiener as wiener
+from smoothjax.spectral.toward import smoothgrad_toward as smoothgrad_toward

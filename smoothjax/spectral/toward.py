@@ -1,0 +1,295 @@
+"""SmoothGrad that starts from a guess of its limit, and leaves it as far as the draws tell."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothjax import reductions
+from smoothjax._axes import IMAGE, LAST, axes_of
+from smoothjax._checks import check_function, check_integer, require
+from smoothjax._transform import keyed, stochastic, transform
+from smoothjax._trees import is_float0
+from smoothjax._typing import Axes, Explainer
+from smoothjax.noise import relative
+from smoothjax.pooling import map_leaves
+from smoothjax.reductions import Estimate, Reduction, check_no_estimate, root
+from smoothjax.smoothing import smoothgrad
+from smoothjax.spectral._fourier import (
+    check_channels,
+    check_image_axes,
+    check_sizes,
+    fourier,
+    inverse,
+    real_map,
+    ring_sums,
+    rings,
+)
+from smoothjax.spectral.wiener import covariances, ends, matmul, midpoints, pooled
+
+
+_WIDTH = 0.5  # of the neighbourhood of a ring, in the logarithm of its number
+
+
+@transform(takes_key=True)
+def smoothgrad_toward(
+    explain: Explainer,
+    guess: Explainer,
+    sigma: Any = relative(0.15),
+    *,
+    axes: Axes = IMAGE,
+    channel_axis: int | None = LAST,
+    reduction: Reduction = reductions.mean(),
+    **options: Any,
+) -> Explainer:
+    """Returns an explainer of SmoothGrad's mean, shrunk towards a guess of its limit.
+
+    `smoothed(key, params, x, *rest) = D + W (S - D)`, with `S` the mean of `explain` over
+    `num_samples` noisy inputs, as in `smoothgrad`, and `D` the map of `guess`, computed once. `W`
+    is a matrix over channels for each ring of frequencies, `A inv(A + N)`: `N` is the noise of
+    `S`, which its draws show, and `A` the covariance of what `D` lacks, estimated from both. `W`
+    tends to 1 as draws are added, so the limit is that of `smoothgrad`, whatever the guess; a good
+    one is near it after few draws. The mean over the map is that of `S`.
+
+    The guess may be any map like those of `explain`: `smoothdiff(score)` for networks of ReLUs,
+    where it is worth most, and elsewhere the clean gradient, `saliency(score)`. Give a guess that
+    takes a level of noise the same `sigma`. A guess of zeros makes this a Wiener filter.
+
+    Args:
+      explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
+        returns a pytree of maps of real floating-point numbers.
+      guess: a function of the same arguments, or a stochastic one, that returns a pytree of the
+        same shapes.
+      sigma: the level of the noise, as in `smoothgrad`.
+      axes: the one to three axes of each leaf that span the image.
+      channel_axis: the axis of each leaf that is shrunk jointly, by default the last of
+        (H, W, channels). Type None for maps without channels.
+      reduction: `mean()`, or `mean_and_stderr()` for an `Estimate`. The square of its `stderr`
+        estimates the squared error to the limit, the bias towards the guess included: its mean
+        over the image is Stein's unbiased estimate for each channel, but no less than the noise
+        that is left; over pixels it is spread as the squared standard error of `S`. From ten draws
+        it is rough.
+      **options: the other keyword arguments of `smoothgrad`, but `tolerance`; at least two samples.
+
+    Returns:
+      A stochastic explainer `smoothed(key, params, x, *rest)`, whose result is structured, shaped
+      and typed like that of `explain`.
+
+    Raises:
+      TypeError, ValueError: as `smoothgrad` does; for bad axes, or another reduction; when called,
+        for a guess of other shapes, or maps that lack one of the axes or are not real
+        floating-point.
+
+    Cost: that of `smoothgrad` and of one guess, a Fourier transform per draw, and the memory of
+    `c + 2` maps for `c` joint channels. Each ring takes three solutions of c equations.
+
+    Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution", for the
+    error; the filter is ours.
+
+    >>> def score(params, x):
+    ...     return jnp.sum(jax.nn.relu(jnp.tensordot(params, x, 3)))
+    >>> explain = sj.smoothgrad_toward(sj.saliency(score), sj.smoothdiff(score), num_samples=8)
+    >>> params, x = jnp.ones((4, 8, 8, 3)), jnp.linspace(-1, 1, 192).reshape(8, 8, 3)
+    >>> jax.jit(explain)(jax.random.key(0), params, x).shape
+    (8, 8, 3)
+    """
+    check_function(guess, "guess")
+    layout = _layout(axes, channel_axis)
+    with_stderr = reduction == reductions.mean_and_stderr()
+    require(
+        with_stderr or reduction == reductions.mean(),
+        "reduction must be mean() or mean_and_stderr() of smoothjax.reductions.",
+    )
+    require(
+        "tolerance" not in options,
+        "tolerance stops on the error of plain averages; give it to smoothgrad.",
+    )
+
+    def moments(leaf):
+        leaf = real_map(leaf)
+        return _Moments(leaf, midpoints(fourier(layout.front(leaf), layout.first)))
+
+    draws_of = smoothgrad(
+        stochastic(map_leaves(explain, moments)),
+        sigma,
+        reduction=reductions.mean_and_stderr(),
+        **options,
+    )
+    guess_of = keyed(guess)
+
+    def toward(key, *args, **kwargs):
+        draws_key, guess_key = jax.random.split(key)
+        draws = draws_of(draws_key, *args, **kwargs)
+        start = guess_of(guess_key, *args, **kwargs)
+        check_no_estimate(start)
+        _check_alike(start, draws.mean)
+
+        def combine(start, mean, error):
+            if is_float0(start):
+                return start, start
+            wide = layout.front(start).astype(error.map.dtype)
+            answer, risk = _combined(
+                wide,
+                mean.midpoints,
+                error.midpoints**2,
+                draws.num_samples,
+                wide.shape[: len(layout.axes)],
+            )
+            answer = layout.back(answer).astype(mean.map.dtype)
+            if not with_stderr:
+                return answer, None
+            spread = layout.front(error.map)
+            plain = jnp.mean(spread**2, layout.first, keepdims=True)
+            return answer, layout.back(spread * root(_over(risk, plain)))
+
+        leaves, treedef = jax.tree.flatten(start)
+        columns = (treedef.flatten_up_to(moments) for moments in (draws.mean, draws.stderr))
+        found = [combine(*leaf) for leaf in zip(leaves, *columns, strict=True)]
+        answer, stderr = (treedef.unflatten(part) for part in zip(*found, strict=True))
+        return Estimate(answer, stderr, draws.num_samples) if with_stderr else answer
+
+    return toward
+
+
+class _Moments(NamedTuple):
+    """A map, and the midpoints of the spectra of its channels, whose variances tell covariances."""
+
+    map: jax.Array
+    midpoints: jax.Array
+
+
+class _Layout(NamedTuple):
+    """Where the axes of an image are in its maps."""
+
+    axes: tuple
+    channel_axis: int | None
+
+    @property
+    def first(self):
+        return tuple(range(len(self.axes)))
+
+    def front(self, leaf):
+        """The map with the axes of the image first, and its channels last."""
+        check_sizes(leaf.shape, self.axes)
+        if self.channel_axis is None:
+            return jnp.moveaxis(leaf[..., None], axes_of(leaf.shape, self.axes), self.first)
+        check_channels(leaf.shape, self.channel_axis, self.axes)
+        return jnp.moveaxis(leaf, (*self.axes, self.channel_axis), (*self.first, -1))
+
+    def back(self, front):
+        """The map that `front` was given."""
+        if self.channel_axis is not None:
+            return jnp.moveaxis(front, (*self.first, -1), (*self.axes, self.channel_axis))
+        leaf = front[..., 0]
+        return jnp.moveaxis(leaf, self.first, self.axes)
+
+
+def _check_alike(guess, draws):
+    """Raises unless a guess has the structure and the shapes of the draws."""
+
+    def shapes(tree):
+        return jax.tree.map(jnp.shape, tree)
+
+    maps = jax.tree.map(lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _Moments)
+    require(
+        shapes(guess) == shapes(maps),
+        f"guess must return maps like those of explain, of shapes {shapes(maps)}; got "
+        f"{shapes(guess)}.",
+    )
+
+
+def _layout(axes, channel_axis):
+    axes = check_image_axes(axes)
+    if channel_axis is not None and channel_axis is not LAST:
+        channel_axis = check_integer(channel_axis, "channel_axis")
+        axes = tuple(axes)  # no default any more: the layout is typed
+    require(channel_axis not in axes, f"channel_axis {channel_axis} is among axes {axes}.")
+    return _Layout(axes, channel_axis)
+
+
+def _combined(start, mean, variance, num_samples, sizes):
+    """`G = D + W (S - D)`, and an estimate of its mean squared error in each channel.
+
+    Args:
+      start: the guess D, with the axes of the image first, and channels last.
+      mean: the midpoints of channels of the spectrum of S, the mean of the draws.
+      variance: the variance of `mean`.
+      num_samples: the number of draws.
+      sizes: the lengths of the axes of the image.
+    """
+    axes = range(len(sizes))
+    spectrum = fourier(start, axes)
+    gap = ends(mean) - spectrum
+    noise = covariances(ring_sums(variance, sizes))
+    power, prior = (ring_sums(_products(s), sizes) for s in (gap, spectrum))
+    gain = _gain(power, noise, prior, num_samples, sizes)
+    moved = jnp.sum(gain[rings(sizes)].astype(gap.dtype) * gap[..., None, :], -1)
+    # Stein's unbiased estimate of the squared error, and the part of it that is noise.
+    rest = jnp.broadcast_to(jnp.eye(gain.shape[-1], dtype=gain.dtype), gain.shape) - gain
+    risk = ends(_sandwich(rest, power) - noise + 2 * matmul(gain, noise))
+    scatter = ends(_sandwich(gain, noise))
+    error = jnp.maximum(jnp.sum(risk, 0), jnp.sum(scatter, 0))
+    return start + inverse(moved, sizes, axes), jnp.expand_dims(error, tuple(axes))
+
+
+def _gain(power, noise, prior, num_samples, sizes):
+    """The gain of each ring, a matrix over channels: `W = S (S + N)^-1`, `S = rho C + tau N`.
+
+    rho and tau are those of least squares, `power - noise = rho C + tau N` in units of the noise,
+    over rings whose numbers are alike up to a factor; both are at least 0.
+    """
+    channels = power.shape[-1]
+    bins = ring_sums(jnp.ones([n for n in (*sizes[:-1], sizes[-1] // 2 + 1)], power.dtype), sizes)
+    bins = jnp.expand_dims(bins, range(1, power.ndim - 2))
+    power, noise, prior, seen = map(pooled, (power, noise, prior, bins))
+    unit = ends(power) + ends(noise)
+    unit = jnp.sqrt(jnp.where(unit > 0, unit, 1))  # so that no channel's unit matters
+    power, noise, prior = (m / unit[..., None] / unit[..., None, :] for m in (power, noise, prior))
+    prior = _over(prior, jnp.max(prior, (0, -2, -1), keepdims=True))
+    eye = jnp.broadcast_to(jnp.eye(channels, dtype=power.dtype), power.shape)
+    few = channels / (channels + seen * (num_samples - 1).astype(seen.dtype))
+    noise_ = noise + few[..., None, None] * noise * (eye - 1)
+    known = noise_ + 3e-6 * eye
+    signal, guess = (jnp.linalg.solve(known, m) for m in (power - noise, prior))
+
+    number = np.log(np.arange(len(power)) + 1)
+    near = np.exp(-(((number[:, None] - number) / _WIDTH) ** 2) / 2)
+    near[:, 0] = 0
+
+    def around(a, b):
+        """The sum of <a, b> over rings near by."""
+        product = bins * jnp.sum(a * b.mT, (-2, -1))
+        return jnp.tensordot(
+            jnp.asarray(near, power.dtype), product, 1, precision=jax.lax.Precision.HIGHEST
+        )
+
+    gg, g1, ones = 1.001 * around(guess, guess), around(guess, eye), 1.001 * around(eye, eye)
+    sg, s1 = around(signal, guess), around(signal, eye)
+    det = gg * ones - g1**2
+    rho, tau = _over(ones * sg - g1 * s1, det), _over(gg * s1 - g1 * sg, det)
+    rho_alone, tau_alone = jnp.maximum(_over(sg, gg), 0), jnp.maximum(_over(s1, ones), 0)
+    without_rho = (rho < 0) | (gg == 0)
+    rho, tau = (
+        jnp.where(without_rho, 0, jnp.where(tau < 0, rho_alone, rho)),
+        jnp.where(without_rho, tau_alone, jnp.where(tau < 0, 0, tau)),
+    )
+    rho, tau = jnp.maximum(rho, 0), jnp.maximum(tau, 0.02 * tau_alone)
+    total = rho[..., None, None] * prior + (1 + tau[..., None, None]) * known
+    gain = eye - jnp.linalg.solve(total, noise_).mT
+    gain = unit[..., None] * gain / unit[..., None, :]
+    return gain.at[0].set(eye[0])
+
+
+def _over(a, b):
+    """`a / b`, and 0 where b is."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def _products(spectrum):
+    """Of each bin, the real parts of the products of all pairs of channels."""
+    return jnp.real(spectrum[..., :, None] * jnp.conj(spectrum[..., None, :]))
+
+
+def _sandwich(gain, matrix):
+    return matmul(matmul(gain, matrix), gain.mT)
