@@ -128,13 +128,13 @@ def smoothgrad_toward(
         def combine(start, mean, error):
             if is_float0(start):
                 return start, start
-            wide = layout.front(start).astype(error.map.dtype)
+            average, start = (layout.front(m).astype(error.map.dtype) for m in (mean.map, start))
             answer, risk = _combined(
-                wide,
+                _scale(start, average, layout.first) * start,
                 mean.midpoints,
                 error.midpoints**2,
                 draws.num_samples,
-                wide.shape[: len(layout.axes)],
+                start.shape[: len(layout.axes)],
             )
             answer = layout.back(answer).astype(mean.map.dtype)
             if not with_stderr:
@@ -208,82 +208,109 @@ def _layout(axes, channel_axis):
     return _Layout(axes, channel_axis)
 
 
-def _combined(start, mean, variance, num_samples, sizes):
-    """`G = D + W (S - D)`, and an estimate of its mean squared error in each channel.
+def _scale(guess, average, axes):
+    """The factor that brings the guess nearest to the average, their means over the map aside."""
+    varying = guess - jnp.mean(guess, axes, keepdims=True)
+
+    def inner(a, b):
+        return jnp.sum(a * b, (*axes, -1), keepdims=True)
+
+    return _over(inner(varying, average), inner(varying, varying))
+
+
+def _combined(guess, mean, variance, num_samples, sizes):
+    """`D + W (S - D)`, and an estimate of its mean squared error in each channel.
 
     Args:
-      start: the guess D, with the axes of the image first, and channels last.
+      guess: D, brought to its scale, with the axes of the image first and channels last.
       mean: the midpoints of channels of the spectrum of S, the mean of the draws.
       variance: the variance of `mean`.
       num_samples: the number of draws.
       sizes: the lengths of the axes of the image.
     """
-    axes = range(len(sizes))
-    spectrum = fourier(start, axes)
+    axes = tuple(range(len(sizes)))
+    spectrum = fourier(guess, axes)
     gap = ends(mean) - spectrum
     noise = covariances(ring_sums(variance, sizes))
     power, prior = (ring_sums(_products(s), sizes) for s in (gap, spectrum))
     gain = _gain(power, noise, prior, num_samples, sizes)
     moved = jnp.sum(gain[rings(sizes)].astype(gap.dtype) * gap[..., None, :], -1)
     # Stein's unbiased estimate of the squared error, and the part of it that is noise.
-    rest = jnp.broadcast_to(jnp.eye(gain.shape[-1], dtype=gain.dtype), gain.shape) - gain
-    risk = ends(_sandwich(rest, power) - noise + 2 * matmul(gain, noise))
-    scatter = ends(_sandwich(gain, noise))
-    error = jnp.maximum(jnp.sum(risk, 0), jnp.sum(scatter, 0))
-    return start + inverse(moved, sizes, axes), jnp.expand_dims(error, tuple(axes))
+    rest = _eye(gain) - gain
+    risk = _sandwich(rest, power) - noise + 2 * matmul(gain, noise)
+    risk, scatter = (jnp.sum(ends(m), 0) for m in (risk, _sandwich(gain, noise)))
+    error = jnp.expand_dims(jnp.maximum(risk, scatter), axes)
+    return guess + inverse(moved, sizes, axes), error
 
 
 def _gain(power, noise, prior, num_samples, sizes):
-    """The gain of each ring, a matrix over channels: `W = S (S + N)^-1`, `S = rho C + tau N`.
+    """The gain of each ring, a matrix over channels: `W = A (A + N)^-1`, `A = rho C + tau N`.
 
-    rho and tau are those of least squares, `power - noise = rho C + tau N` in units of the noise,
-    over rings whose numbers are alike up to a factor; both are at least 0.
+    `power - noise`, which is A but for chance, is fitted by least squares, in units of the noise:
+    tau over the whole spectrum, and rho over rings near by.
     """
     channels = power.shape[-1]
-    bins = ring_sums(jnp.ones([n for n in (*sizes[:-1], sizes[-1] // 2 + 1)], power.dtype), sizes)
+    bins = ring_sums(jnp.ones((*sizes[:-1], sizes[-1] // 2 + 1), power.dtype), sizes)
     bins = jnp.expand_dims(bins, range(1, power.ndim - 2))
     power, noise, prior, seen = map(pooled, (power, noise, prior, bins))
     unit = ends(power) + ends(noise)
     unit = jnp.sqrt(jnp.where(unit > 0, unit, 1))  # so that no channel's unit matters
     power, noise, prior = (m / unit[..., None] / unit[..., None, :] for m in (power, noise, prior))
-    prior = _over(prior, jnp.max(prior, (0, -2, -1), keepdims=True))
-    eye = jnp.broadcast_to(jnp.eye(channels, dtype=power.dtype), power.shape)
-    few = channels / (channels + seen * (num_samples - 1).astype(seen.dtype))
-    noise_ = noise + few[..., None, None] * noise * (eye - 1)
-    known = noise_ + 3e-6 * eye
-    signal, guess = (jnp.linalg.solve(known, m) for m in (power - noise, prior))
+    eye, num = _eye(power), num_samples.astype(power.dtype)
+    # A few draws of a few bins tell variances better than covariances.
+    known = seen * (num - 1) / (seen * (num - 1) + channels)
+    noise = jnp.where(eye == 1, noise, known[..., None, None] * noise)
+    total = noise + 3e-6 * eye
+    signal, guess = (jnp.linalg.solve(total, m) for m in (power - noise, prior))
+    largest = jnp.max(jnp.abs(guess), (0, -2, -1), keepdims=True)
+    guess, prior = _over(guess, largest), _over(prior, largest)
 
-    number = np.log(np.arange(len(power)) + 1)
-    near = np.exp(-(((number[:, None] - number) / _WIDTH) ** 2) / 2)
-    near[:, 0] = 0
+    bins = bins.at[0].set(0)  # one bin has no spectrum
 
-    def around(a, b):
-        """The sum of <a, b> over rings near by."""
-        product = bins * jnp.sum(a * b.mT, (-2, -1))
-        return jnp.tensordot(
-            jnp.asarray(near, power.dtype), product, 1, precision=jax.lax.Precision.HIGHEST
-        )
+    def product(a, b):
+        return bins * jnp.sum(a * b.mT, (-2, -1))
 
-    gg, g1, ones = 1.001 * around(guess, guess), around(guess, eye), 1.001 * around(eye, eye)
-    sg, s1 = around(signal, guess), around(signal, eye)
-    det = gg * ones - g1**2
-    rho, tau = _over(ones * sg - g1 * s1, det), _over(gg * s1 - g1 * sg, det)
-    rho_alone, tau_alone = jnp.maximum(_over(sg, gg), 0), jnp.maximum(_over(s1, ones), 0)
-    without_rho = (rho < 0) | (gg == 0)
-    rho, tau = (
-        jnp.where(without_rho, 0, jnp.where(tau < 0, rho_alone, rho)),
-        jnp.where(without_rho, tau_alone, jnp.where(tau < 0, 0, tau)),
-    )
-    rho, tau = jnp.maximum(rho, 0), jnp.maximum(tau, 0.02 * tau_alone)
-    total = rho[..., None, None] * prior + (1 + tau[..., None, None]) * known
-    gain = eye - jnp.linalg.solve(total, noise_).mT
+    ss, sg, gg = product(eye, eye), product(signal, guess), product(guess, guess)
+    s1, g1 = product(signal, eye), product(guess, eye)
+    tau = _share_of_noise(*(jnp.sum(p, 0, keepdims=True) for p in (gg, g1, ss, sg, s1)), num)
+    rho = jnp.maximum(_over(_near(sg - tau * g1), _near(gg)), 0)
+    lacking = rho[..., None, None] * prior + tau[..., None, None] * noise
+    gain = eye - jnp.linalg.solve(lacking + total, noise).mT
     gain = unit[..., None] * gain / unit[..., None, :]
     return gain.at[0].set(eye[0])
+
+
+def _share_of_noise(gg, g1, ones, sg, s1, num):
+    """The tau of `signal = rho guess + tau`, in least squares, of which none is negative.
+
+    It is no less than what cannot be told from 0, four standard errors of a power, so that some
+    of the draws is left where all looks like noise.
+    """
+    ones, gg = 1.001 * ones, 1.001 * gg  # so that what looks alike is told apart
+    determinant = gg * ones - g1**2
+    rho, tau = _over(ones * sg - g1 * s1, determinant), _over(gg * s1 - g1 * sg, determinant)
+    alone = _over(s1, ones)
+    tau = jnp.where(rho > 0, tau, alone)
+    least = 4 * jnp.sqrt(_over(2 * num / (num - 1), ones))
+    # A hundredth of all signal, whatever the guess explains, lets W tend to 1.
+    return jnp.maximum(jnp.maximum(tau, alone / 100), least)
+
+
+def _near(sums):
+    """Sums over rings, those near by, which are about the same up to a factor, taken together."""
+    number = np.log(np.arange(len(sums)) + 1)
+    near = np.exp(-(((number[:, None] - number) / _WIDTH) ** 2) / 2)
+    near = jnp.asarray(near, sums.dtype)
+    return jnp.tensordot(near, sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
 
 
 def _over(a, b):
     """`a / b`, and 0 where b is."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def _eye(matrices):
+    return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
 
 
 def _products(spectrum):

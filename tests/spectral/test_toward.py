@@ -1,6 +1,7 @@
-"""SmoothGrad towards a guess: against its formula written out, and truths that are known."""
+"""SmoothGrad towards a guess: against its formula written out, and where the truth is known."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,46 +23,245 @@ def identity(params, x):
     return x
 
 
-def always(guess):
-    return lambda params, x: guess
-
-
-def random_map(shape=SHAPE, seed=0):
-    return jnp.asarray(0.5 + np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+def weights(params, x):
+    """A guess that the weights hold."""
+    del x
+    return params
 
 
 @functools.lru_cache
 def program(sigma, num_samples, **settings):
-    """A map and its estimate of x with noise, given the guess as the weights."""
-    explain = sj.smoothgrad_toward(
-        identity, lambda guess, x: guess, sigma, num_samples=num_samples, **settings
-    )
+    """What is made of x with noise, whose limit is x, and of the guess in the weights."""
+    explain = sj.smoothgrad_toward(identity, weights, sigma, num_samples=num_samples, **settings)
     return jax.jit(explain)
 
 
-def draws_of(key, x, sigma, num_samples):
-    """The draws that are averaged."""
+@functools.lru_cache
+def drawn(sigma, num_samples):
+    """The draws that the same key averages."""
     keep = sj.smoothgrad(identity, sigma, num_samples=num_samples, reduction=reductions.stack())
-    return keep(jax.random.split(key)[0], None, x)
+    return jax.jit(lambda key, x: keep(jax.random.split(key)[0], None, x))
 
 
-def plain(key, x, sigma, num_samples):
-    return np.mean(draws_of(key, x, sigma, num_samples), axis=0, dtype=float)
+def random_map(shape=SHAPE, seed=0, dtype=jnp.float32):
+    return jnp.asarray(0.5 + np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def smooth_map(shape=(24, 20, 3), seed=0):
+    """Strongest at low frequencies, with channels that are alike."""
+    x = random_map(shape, seed) @ jnp.array([[2.0, 1.0, 1.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.3]])
+    return 3 * sj.lowpass(lambda: x, 5)()
 
 
 def rms(x):
     return float(np.sqrt(np.mean(np.square(x, dtype=float))))
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0, -2.0, 1e-8, 1e8])
-def test_without_noise_it_is_the_map_whatever_the_guess(scale, key):
+# The formula
+
+
+def test_it_is_its_formula(direct, key):
+    """Channels in the middle; noise that its own draws show, the signal by scipy's least squares."""
+    x, guess = (jnp.moveaxis(smooth_map((15, 22, 3), seed), -1, 1) for seed in (0, 1))
+    guess += x
+    n, settings = 5, {"axes": (0, 2), "channel_axis": 1, "reduction": ESTIMATE}
+    found = program(9.0, n, **settings)(key, -7 * guess, x)
+    draws = np.asarray(drawn(9.0, n)(key, x), float)
+
+    def spectrum(m):
+        return np.stack([direct.dft(m[:, c]) / 330 for c in range(3)])
+
+    def products(a):
+        return np.einsum("ib,jb->ij", a, a.conj()).real
+
+    start = np.asarray(guess - guess.mean((0, 2), keepdims=True), float).ravel()
+    scale = np.linalg.lstsq(start[:, None], draws.mean(0).ravel())[0]
+    ring = direct.rings((15, 22))
+    spectra, start = np.stack([spectrum(d) for d in draws]), scale * spectrum(np.asarray(guess))
+    gap, scatter = spectra.mean(0) - start, spectra - spectra.mean(0)
+
+    def matrices(bins):
+        noise = sum(products(s[:, bins]) for s in scatter) / (n * (n - 1))
+        return products(gap[:, bins]), noise, products(start[:, bins])
+
+    fits = {r: _of_ring(*matrices(bins), bins.sum(), n) for r, bins in near(ring).items() if r}
+    gains = _gains(fits, np.bincount(ring.ravel()), n)
+    answer, squared, least = start + 0, np.zeros(3), np.zeros(3)
+    for r, gain in gains.items():
+        power, noise, _ = matrices(ring == r)
+        rest = np.eye(3) - gain
+        squared += np.diag(rest @ power @ rest.T - noise + 2 * gain @ noise)
+        least += np.diag(gain @ noise @ gain.T)
+        answer[:, ring == r] += gain @ gap[:, ring == r]
+    answer = np.stack([direct.dft(a, sign=1).real for a in answer], axis=1)
+    close(found.mean, answer, rtol=1e-3, atol=1e-3)
+    plain = draws.std(0, ddof=1) / math.sqrt(n)
+    share = np.maximum(squared, least) / (plain**2).mean((0, 2))
+    close(found.stderr, plain * np.sqrt(share)[:, None], rtol=2e-3, atol=1e-3)
+    assert found.num_samples == n
+    shares = [np.trace(gain) / 3 for gain in gains.values()]
+    assert 0.1 < np.min(shares) < np.max(shares[1:]) - 0.2 < 0.7
+
+
+def near(rings):
+    """Which bins a ring is estimated from: those of radius within three of it; ring 0 alone."""
+    return {r: (abs(rings - r) <= 3) & (rings > 0) for r in range(1, rings.max() + 1)}
+
+
+def _of_ring(power, noise, prior, num_bins, n):
+    """Noise of which covariances are shrunk, D, and both `power - noise` and D in its units."""
+    diagonal, degrees = np.diag(np.diag(noise)), num_bins * (n - 1)
+    shrunk = (degrees * noise + 3 * diagonal) / (degrees + 3)
+    half = np.linalg.inv(np.linalg.cholesky(shrunk))
+    return shrunk, prior, half @ (power - noise) @ half.T, half @ prior @ half.T
+
+
+def _gains(fits, bins, n):
+    """tau of all rings by least squares, rho of each by its neighbours, both not negative."""
+    signal, prior, one = (
+        np.stack([np.sqrt(bins[r]) * m for r, m in zip(fits, matrices, strict=True)])
+        for matrices in (
+            [fit[2] for fit in fits.values()],
+            [fit[3] for fit in fits.values()],
+            [np.eye(3)] * len(fits),
+        )
+    )
+    rows = np.stack([prior.ravel(), one.ravel()], axis=1)
+    ridge = np.diag(np.sqrt(1e-3) * np.linalg.norm(rows, axis=0))
+    wanted = np.append(signal.ravel(), [0, 0])
+    (_, tau), _ = optimize.nnls(np.concatenate([rows, ridge]), wanted)
+    least = 4 * np.sqrt(2 * n / (n - 1) / (1.001 * np.sum(one**2)))
+    tau = max(tau, 0.01 * np.sum(signal * one) / (1.001 * np.sum(one**2)), least)
+    gains = {0: np.eye(3)}
+    for r in fits:
+        weight = [np.exp(-((np.log((r + 1) / (other + 1)) / 0.5) ** 2) / 4) for other in fits]
+        a, b = (np.array(weight)[:, None, None] * m for m in (signal - tau * one, prior))
+        (rho,), _ = optimize.nnls(1.0 * b.reshape(-1, 1), a.ravel())
+        noise, own = fits[r][:2]
+        lacking = rho * own + tau * noise
+        gains[r] = lacking @ np.linalg.inv(lacking + noise)
+    return gains
+
+
+# Where the truth is known
+
+
+GUESSES = {
+    "right": lambda x: x,
+    "half as long": lambda x: 0.5 * x,
+    "zero": lambda x: 0 * x,
+    "tiny": lambda x: 1e-9 * x,
+    "grey": lambda x: jnp.mean(x, -1, keepdims=True) + 0 * x,
+    "smoother": lambda x: sj.lowpass(lambda: x, 2)(),
+    "turned": lambda x: 1.5 * x[::-1, ::-1],
+    "one channel": lambda x: x * jnp.array([0.0, 1.0, 0.0]).reshape(1, 1, 3),
+    "opposite": lambda x: -x,
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+@pytest.mark.parametrize("num_samples", [2, 8, 512])
+def test_no_guess_does_harm(name, num_samples):
+    x, sigma = smooth_map(), 3.0
+    guess = GUESSES[name](x)
+    keys = jax.random.split(jax.random.key(1), 6)
+    over_keys = jax.vmap(program(sigma, num_samples), (0, None, None))
+    found = rms(over_keys(keys, guess, x) - x[None])
+    plain = sigma / math.sqrt(num_samples)
+    assert found < 1.03 * plain
+    if name == "right":
+        assert found < 0.3 * plain
+
+
+def test_without_noise_it_is_the_map_whatever_the_guess(key):
     x = random_map()
-    close(program(0.0, 2)(key, scale * x, x), x, atol=1e-5 * max(1, scale))
-    wrong = scale * random_map(seed=1)
-    close(program(0.0, 2)(key, wrong, x), x, atol=1e-5 * max(1, scale))
+    for scale in (1.0, 0.0, -2.0, 1e-8, 1e6):
+        close(program(0.0, 2)(key, scale * x, x), x, atol=1e-5 * max(1, scale))
+        wrong = scale * random_map(seed=1)
+        close(program(0.0, 2)(key, wrong, x), x, atol=1e-5 * max(1, scale))
 
 
-def test_the_mean_of_the_map_is_that_of_the_draws(key):
+def test_of_zeros_it_is_the_plain_mean_but_for_a_scale(key):
+    """And but for the mean over the map, which is not shrunk."""
+    x = random_map()
+    for num_samples in (2, 8):
+        found = np.asarray(program(30.0, num_samples)(key, 0 * x, x))
+        plain = np.mean(np.asarray(drawn(30.0, num_samples)(key, x)), axis=0, dtype=float)
+        close(found.mean((0, 1)), plain.mean((0, 1)), rtol=1e-4)
+        found, plain = (m - m.mean((0, 1)) for m in (found, plain))
+        scale = np.vdot(found, plain) / np.vdot(plain, plain)
+        close(found, scale * plain, rtol=1e-3, atol=1e-3)
+        assert 0 < scale < 0.9
+
+
+def test_of_a_gaussian_field_it_is_nearly_the_best_filter(direct):
+    """Errors of the guess with its own spectrum: the best gain is rho C / (rho C + N)."""
+    shape, rho, sigma, num_samples, runs = (24, 24), 0.3, 4.0, 16, 40
+    ring = direct.rings(shape)
+    spectrum = 40 / (1 + ring) ** 1.5
+    random = np.random.default_rng(0)
+
+    def fields(num):
+        white = np.fft.fft2(random.standard_normal((num, *shape)))
+        return np.fft.ifft2(white * np.sqrt(spectrum)).real
+
+    guess = fields(runs)
+    truth = guess + np.sqrt(rho) * fields(runs)
+    run = jax.vmap(program(sigma, num_samples, channel_axis=None, reduction=ESTIMATE))
+    keys = jax.random.split(jax.random.key(2), runs)
+    found = run(keys, *(jnp.asarray(m, jnp.float32) for m in (guess, truth)))
+    noise = sigma**2 / num_samples
+    draws = truth + math.sqrt(noise) * random.standard_normal(truth.shape)
+    gain = np.where(ring > 0, rho * spectrum / (rho * spectrum + noise), 1)
+    best = guess + np.fft.ifft2(gain * np.fft.fft2(draws - guess)).real
+    error = rms(found.mean - truth)
+    assert error < 1.05 * rms(best - truth)
+    assert error < 0.8 * min(math.sqrt(noise), rms(guess - truth))
+    # Its standard error has the bias in it.
+    close(rms(found.stderr), error, rtol=0.05)
+    assert rms(np.mean(found.mean - truth, axis=0)) < rms(found.stderr)
+
+
+def test_the_standard_error_is_larger_where_the_draws_scatter_more(key):
+    """The left half has ten times the noise of the right one."""
+    x = smooth_map()
+    level = jnp.where(jnp.arange(20) < 10, 5.0, 0.5)[None, :, None]
+    explain = sj.smoothgrad_toward(identity, weights, level, num_samples=64, reduction=ESTIMATE)
+    stderr = jax.jit(explain)(key, 0 * x, x).stderr
+    assert 5 < rms(stderr[:, :10]) / rms(stderr[:, 10:]) < 20
+
+
+# Layouts, and what composes
+
+
+@pytest.mark.parametrize(
+    ("axes", "channel_axis"), [((0, 2), 1), ((-3, -1), -2), ((2, 0), 1), ((0, -1), 1)]
+)
+def test_any_layout_gives_the_same(axes, channel_axis, key):
+    """Of explainers that ignore the noise on x but for a key of their own."""
+
+    def laid_out(move, **settings):
+        noise = sj.stochastic(lambda key, p, x: move(x + 3 * jax.random.normal(key, x.shape)))
+        start = lambda p, x: move(p)
+        explain = sj.smoothgrad_toward(noise, start, 0.0, num_samples=5, **settings)
+        return jax.jit(explain)(key, guess, x)
+
     x, guess = random_map(), random_map(seed=1)
-    found = program(3.0, 8)(key, guess, x)
-    close(found.mean((0, 1)), plain(key, x, 3.0, 8).mean((0, 1)))
+    plain = laid_out(lambda m: m)
+    moved = laid_out(lambda m: jnp.moveaxis(m, -1, 1), axes=axes, channel_axis=channel_axis)
+    close(jnp.moveaxis(moved, 1, -1), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_apart_are_maps_of_their_own(key):
+    x, guess = random_map(), random_map(seed=1)
+    run = program(3.0, 5, channel_axis=None, reduction=ESTIMATE)
+    found = run(key, guess, x)
+    draws = drawn(3.0, 5)(key, x)
+    ...
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 100])
+def test_any_chunk_size_gives_the_same(chunk_size, key):
+    x, guess = random_map(), random_map(seed=1)
+    chunked = program(3.0, 5, chunk_size=chunk_size)
+    close(chunked(key, guess, x), program(3.0, 5)(key, guess, x), rtol=1e-4, atol=1e-4)
