@@ -191,7 +191,9 @@ def _check_alike(guess, draws):
     def shapes(tree):
         return jax.tree.map(jnp.shape, tree)
 
-    maps = jax.tree.map(lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _Moments)
+    maps = jax.tree.map(
+        lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _Moments
+    )
     require(
         shapes(guess) == shapes(maps),
         f"guess must return maps like those of explain, of shapes {shapes(maps)}; got "
