@@ -28,7 +28,6 @@ from smoothjax.spectral._fourier import (
 )
 from smoothjax.spectral.wiener import covariances, ends, matmul, midpoints, pooled
 
-
 _WIDTH = 0.5  # of the neighbourhood of a ring, in the logarithm of its number
 
 
@@ -43,33 +42,33 @@ def smoothgrad_toward(
     reduction: Reduction = reductions.mean(),
     **options: Any,
 ) -> Explainer:
-    """Returns an explainer of SmoothGrad's mean, shrunk towards a guess of its limit.
+    """Returns an explainer of SmoothGrad's mean of draws, shrunk towards a guess of its limit.
 
-    `smoothed(key, params, x, *rest) = D + W (S - D)`, with `S` the mean of `explain` over
-    `num_samples` noisy inputs, as in `smoothgrad`, and `D` the map of `guess`, computed once. `W`
-    is a matrix over channels for each ring of frequencies, `A inv(A + N)`: `N` is the noise of
-    `S`, which its draws show, and `A` the covariance of what `D` lacks, estimated from both. `W`
-    tends to 1 as draws are added, so the limit is that of `smoothgrad`, whatever the guess; a good
-    one is near it after few draws. The mean over the map is that of `S`.
+    `smoothed(key, params, x, *rest) = b D + W (S - b D)`, with `S` the mean of `explain` over noisy
+    inputs, as in `smoothgrad`, and `D` the map of `guess`, computed once; `b` is the scale that
+    brings it nearest to `S`. `W` is a matrix over channels for each ring of frequencies,
+    `A inv(A + N)`: `N` is the noise of `S`, which its draws show, and `A` the covariance of what
+    `b D` lacks. `W` tends to 1 as draws are added, so the limit is that of `smoothgrad` whatever
+    the guess; a good guess is near it after few draws, and a bad one does little harm. The mean
+    over the map is that of `S`.
 
-    The guess may be any map like those of `explain`: `smoothdiff(score)` for networks of ReLUs,
-    where it is worth most, and elsewhere the clean gradient, `saliency(score)`. Give a guess that
-    takes a level of noise the same `sigma`. A guess of zeros makes this a Wiener filter.
+    `A` is taken for `rho C + tau N`, with `C` the covariance of `b D`: what is wrong with the guess
+    has its spectrum, or that of the noise. Of zeros, it is `S` times a number.
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
         returns a pytree of maps of real floating-point numbers.
-      guess: a function of the same arguments, or a stochastic one, that returns a pytree of the
-        same shapes.
+      guess: a function of the same arguments, stochastic or not, that returns maps of the same
+        shapes: `smoothdiff(score)` for networks of ReLUs, where it is worth most, and elsewhere
+        the clean gradient, `saliency(score)`. Give it the same `sigma`, if it takes one.
       sigma: the level of the noise, as in `smoothgrad`.
       axes: the one to three axes of each leaf that span the image.
       channel_axis: the axis of each leaf that is shrunk jointly, by default the last of
         (H, W, channels). Type None for maps without channels.
       reduction: `mean()`, or `mean_and_stderr()` for an `Estimate`. The square of its `stderr`
-        estimates the squared error to the limit, the bias towards the guess included: its mean
-        over the image is Stein's unbiased estimate for each channel, but no less than the noise
-        that is left; over pixels it is spread as the squared standard error of `S`. From ten draws
-        it is rough.
+        estimates the squared error to SmoothGrad's limit, what the guess does to it included. Its
+        mean over a channel is Stein's unbiased estimate, or the scatter over keys if that is more;
+        over pixels it is spread like the squared standard error of `S`. Below 16 draws it is rough.
       **options: the other keyword arguments of `smoothgrad`, but `tolerance`; at least two samples.
 
     Returns:
@@ -82,10 +81,11 @@ def smoothgrad_toward(
         floating-point.
 
     Cost: that of `smoothgrad` and of one guess, a Fourier transform per draw, and the memory of
-    `c + 2` maps for `c` joint channels. Each ring takes three solutions of c equations.
+    two maps and one and a half for each of the joint channels, which take a solution of as many
+    equations for each ring at the end.
 
     Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution", for the
-    error; the filter is ours.
+    error. The filter is ours.
 
     >>> def score(params, x):
     ...     return jnp.sum(jax.nn.relu(jnp.tensordot(params, x, 3)))
@@ -275,7 +275,7 @@ def _gain(power, noise, prior, num_samples, sizes):
     ss, sg, gg = product(eye, eye), product(signal, guess), product(guess, guess)
     s1, g1 = product(signal, eye), product(guess, eye)
     tau = _share_of_noise(*(jnp.sum(p, 0, keepdims=True) for p in (gg, g1, ss, sg, s1)), num)
-    rho = jnp.maximum(_over(_near(sg - tau * g1), _near(gg)), 0)
+    rho = jnp.maximum(_nearby(sg - tau * g1, gg), 0)
     lacking = rho[..., None, None] * prior + tau[..., None, None] * noise
     gain = eye - jnp.linalg.solve(lacking + total, noise).mT
     gain = unit[..., None] * gain / unit[..., None, :]
@@ -298,12 +298,25 @@ def _share_of_noise(gg, g1, ones, sg, s1, num):
     return jnp.maximum(jnp.maximum(tau, alone / 100), least)
 
 
-def _near(sums):
-    """Sums over rings, those near by, which are about the same up to a factor, taken together."""
-    number = np.log(np.arange(len(sums)) + 1)
-    near = np.exp(-(((number[:, None] - number) / _WIDTH) ** 2) / 2)
-    near = jnp.asarray(near, sums.dtype)
-    return jnp.tensordot(near, sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
+def _nearby(numerator, denominator):
+    """For each ring, the ratio of sums over rings of about the same number, up to a factor.
+
+    They are taken on a grid of logarithms, and between its points by lines, for rings can be many.
+    """
+    number = np.log(np.arange(len(numerator)) + 1)
+    grid = np.arange(0, number[-1] + _WIDTH, _WIDTH / 2)
+    near = np.exp(-(((grid[:, None] - number) / _WIDTH) ** 2) / 2)
+
+    def total(sums):
+        weights = jnp.asarray(near, sums.dtype)
+        return jnp.tensordot(weights, sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
+
+    ratio = _over(total(numerator), total(denominator))
+    place = number / (_WIDTH / 2)
+    below = place.astype(int)
+    above = jnp.asarray(place - below, ratio.dtype)
+    above = jnp.expand_dims(above, range(1, ratio.ndim))
+    return ratio[below] * (1 - above) + ratio[below + 1] * above
 
 
 def _over(a, b):

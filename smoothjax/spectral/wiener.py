@@ -283,6 +283,7 @@ def midpoints(channels):
 
 
 def ends(midpoints):
+    """Returns the channels, of `midpoints`."""
     return jnp.diagonal(midpoints, axis1=-2, axis2=-1)
 
 

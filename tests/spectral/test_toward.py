@@ -61,7 +61,7 @@ def rms(x):
 
 
 def test_it_is_its_formula(direct, key):
-    """Channels in the middle; noise that its own draws show, the signal by scipy's least squares."""
+    """Channels in the middle; the signal by least squares of others."""
     x, guess = (jnp.moveaxis(smooth_map((15, 22, 3), seed), -1, 1) for seed in (0, 1))
     guess += x
     n, settings = 5, {"axes": (0, 2), "channel_axis": 1, "reduction": ESTIMATE}
@@ -132,13 +132,17 @@ def _gains(fits, bins, n):
     (_, tau), _ = optimize.nnls(np.concatenate([rows, ridge]), wanted)
     least = 4 * np.sqrt(2 * n / (n - 1) / (1.001 * np.sum(one**2)))
     tau = max(tau, 0.01 * np.sum(signal * one) / (1.001 * np.sum(one**2)), least)
+    points = np.arange(0, 4, 0.25)
+    numbers = np.log(np.array(list(fits)) + 1)
+    rhos = []
+    for point in points:
+        weight = np.exp(-(((point - numbers) / 0.5) ** 2) / 4)[:, None, None]
+        a, b = weight * (signal - tau * one), weight * prior
+        rhos.append(np.linalg.lstsq(b.reshape(-1, 1), a.ravel())[0][0])
     gains = {0: np.eye(3)}
-    for r in fits:
-        weight = [np.exp(-((np.log((r + 1) / (other + 1)) / 0.5) ** 2) / 4) for other in fits]
-        a, b = (np.array(weight)[:, None, None] * m for m in (signal - tau * one, prior))
-        (rho,), _ = optimize.nnls(1.0 * b.reshape(-1, 1), a.ravel())
+    for r, number in zip(fits, numbers, strict=True):
         noise, own = fits[r][:2]
-        lacking = rho * own + tau * noise
+        lacking = max(np.interp(number, points, rhos), 0) * own + tau * noise
         gains[r] = lacking @ np.linalg.inv(lacking + noise)
     return gains
 
@@ -242,8 +246,7 @@ def test_any_layout_gives_the_same(axes, channel_axis, key):
 
     def laid_out(move, **settings):
         noise = sj.stochastic(lambda key, p, x: move(x + 3 * jax.random.normal(key, x.shape)))
-        start = lambda p, x: move(p)
-        explain = sj.smoothgrad_toward(noise, start, 0.0, num_samples=5, **settings)
+        explain = sj.smoothgrad_toward(noise, lambda p, x: move(p), 0.0, num_samples=5, **settings)
         return jax.jit(explain)(key, guess, x)
 
     x, guess = random_map(), random_map(seed=1)
@@ -344,7 +347,9 @@ def test_it_composes(key):
 
     @jax.jit
     def slope(params):
-        total = lambda params: jnp.sum(jnp.sin(toward(key, params, x)))
+        def total(params):
+            return jnp.sum(jnp.sin(toward(key, params, x)))
+
         return jnp.sum(jax.grad(total)(params) * x), [
             total(params + step * x) for step in (-1e-2, 1e-2)
         ]
