@@ -30,8 +30,9 @@ def averaged(score, **settings):
     return sj.smoothgrad(sj.saliency(score), **settings)
 
 
-def toward(score, **settings):
-    return sj.smoothgrad_toward(sj.saliency(score), sj.smoothdiff(score), **settings)
+def toward(score, num_samples):
+    guess = sj.smoothdiff(score, num_samples=min(max(num_samples, 8), 64))
+    return sj.smoothgrad_toward(sj.saliency(score), guess, num_samples=num_samples)
 
 
 def filtered(score, **settings):
