@@ -188,7 +188,7 @@ def _of_pairs(a, means, squares, positions, num_pairs):
     noise_of_a = (
         variance_of_a / num_pairs if num_pairs > 1 else jnp.full_like(variance_of_a, jnp.inf)
     )
-    return _Sampled(means[0], means[1] + variance_of_a, *noise[:2], a, noise_of_a)
+    return _Sampled(means[0], means[1] + variance_of_a, noise[0], noise[1], a, noise_of_a)
 
 
 def _propagate(
