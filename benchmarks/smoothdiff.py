@@ -1,4 +1,4 @@
-"""Measures how near the maps of SmoothDiff are to the limit of SmoothGrad.
+"""Measures how near SmoothGrad's limit the maps of SmoothDiff and of averages are.
 
     python benchmarks/smoothdiff.py --photos ../shared/data/imagenet_sample_224.npz
 
@@ -24,15 +24,30 @@ from smoothjax import zoo
 HERE = pathlib.Path(__file__).parent
 SEEN = (16, 35, 55, 72, 100, 124)
 BLOCK = 64  # draws of one run
+
+
+def averaged(score, **settings):
+    return sj.smoothgrad(sj.saliency(score), **settings)
+
+
+def toward(score, num_samples):
+    guess = sj.smoothdiff(score, num_samples=min(max(num_samples, 8), 64))
+    return sj.smoothgrad_toward(sj.saliency(score), guess, num_samples=num_samples)
+
+
+def filtered(score, **settings):
+    return averaged(score, reduction=sj.spectral.wiener(channel_axis=-1), **settings)
+
+
 METHODS = {
-    **{f"smoothdiff, {n} draws": (sj.smoothdiff, {"num_samples": n}) for n in (4, 8, 16, 64)},
-    **{
-        f"smoothgrad, {n} draws": (
-            lambda score, **draws: sj.smoothgrad(sj.saliency(score), **draws),
-            {"num_samples": n},
-        )
-        for n in (8, 64, 256)
-    },
+    f"{name}, {n} draws": (make, {"num_samples": n})
+    for name, make, numbers in (
+        ("smoothdiff", sj.smoothdiff, (4, 8, 16, 64)),
+        ("smoothgrad", averaged, (8, 64, 256)),
+        ("wiener", filtered, (4, 8, 16, 64, 256)),
+        ("smoothgrad_toward smoothdiff", toward, (4, 8, 16, 64, 256)),
+    )
+    for n in numbers
 }
 
 
@@ -43,7 +58,7 @@ def main():
     parser.add_argument("--seed", type=int, default=2016, help="of the choice of photos")
     parser.add_argument("--reference", type=int, default=2048, help="draws of each of two limits")
     parser.add_argument("--limits", type=pathlib.Path, default=HERE / ".cache" / "smoothdiff")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 leaves it out")
     parser.add_argument("--limits-only", action="store_true", help="compute them, and no more")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "smoothdiff.json")
     arguments = parser.parse_args()
@@ -60,23 +75,20 @@ def main():
     if arguments.limits_only:
         return
     programs = {n: jax.jit(make(net.score, **draws)) for n, (make, draws) in METHODS.items()}
-    rows = {name: judged(program, net, photos, limits) for name, program in programs.items()}
-    timed = {"saliency": jax.jit(lambda key, *args: sj.saliency(net.score)(*args)), **programs}
-    arguments_of_one = (jax.random.key(0), net.params, *next(iter(photos.values())))
-    runs = {name: functools.partial(run, *arguments_of_one) for name, run in timed.items()}
-    times = alternate(runs, arguments.rounds)
-    for name, row in rows.items():
-        row["gradients"] = median_ratio(times[name], [times["saliency"]])
-        print(
-            f"{name}: mean {row['mean']:.3f}, least {row['least']:.3f}, in the time of "
-            f"{row['gradients']:.1f} gradients",
-            flush=True,
-        )
+    rows = {name: judged(name, program, net, photos, limits) for name, program in programs.items()}
+    if arguments.rounds:
+        timed = {"saliency": jax.jit(lambda key, *args: sj.saliency(net.score)(*args)), **programs}
+        arguments_of_one = (jax.random.key(0), net.params, *next(iter(photos.values())))
+        runs = {name: functools.partial(run, *arguments_of_one) for name, run in timed.items()}
+        times = alternate(runs, arguments.rounds)
+        for name, row in rows.items():
+            row["gradients"] = median_ratio(times[name], [times["saliency"]])
+            print(f"{name}: in the time of {row['gradients']:.1f} gradients", flush=True)
     settings = {"photos": list(photos), "seed": arguments.seed, "reference": arguments.reference}
     write_record(arguments.out, {**settings, "methods": rows})
 
 
-def judged(program, net, photos, limits):
+def judged(name, program, net, photos, limits):
     """The cosines to the limits of maps of two keys for each photo."""
     cosines = [
         [
@@ -85,7 +97,9 @@ def judged(program, net, photos, limits):
         ]
         for i, photo in photos.items()
     ]
-    return {"cosines": cosines, "mean": float(np.mean(cosines)), "least": float(np.min(cosines))}
+    row = {"cosines": cosines, "mean": float(np.mean(cosines)), "least": float(np.min(cosines))}
+    print(f"{name}: mean {row['mean']:.3f}, least {row['least']:.3f}", flush=True)
+    return row
 
 
 def cosine(attribution, limits):

@@ -39,5 +39,6 @@ from smoothjax.smoothing import squaregrad as squaregrad
 from smoothjax.smoothing import vargrad as vargrad
 from smoothjax.spectral import forgrad as forgrad
 from smoothjax.spectral import lowpass as lowpass
+from smoothjax.spectral import smoothgrad_toward as smoothgrad_toward
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from smoothjax._axes import LAST, check_pooled_axis
 from smoothjax._checks import check_function, check_integer
 from smoothjax._transform import keyed, transform
 from smoothjax._trees import is_float0, is_inexact
-from smoothjax._typing import Explainer
+from smoothjax._typing import Explainer, PyTree
 from smoothjax.reductions import check_no_estimate
 
 
@@ -78,7 +78,7 @@ def _differentiated_as(value, like):
 _differentiated_as.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
-def map_leaves(explain: Explainer, fun: Callable[[jax.Array], jax.Array]) -> Explainer:
+def map_leaves(explain: Explainer, fun: Callable[[jax.Array], PyTree]) -> Explainer:
     """Returns a function `(key, *args)` of `fun(leaf)` for each leaf of what `explain` returns."""
     inner = keyed(explain)
 

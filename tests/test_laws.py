@@ -54,6 +54,10 @@ def _additive_weights(explain, sigma=0.2, **kwargs):
     return sj.smoothgrad(explain, sigma, argnum=0, **kwargs)
 
 
+def _toward(explain, sigma=0.2, **kwargs):
+    return sj.smoothgrad_toward(explain, explain, sigma, axes=(0,), channel_axis=None, **kwargs)
+
+
 TRANSFORMS = {
     "smoothgrad": Transform(sj.smoothgrad, functools.partial(sj.smoothgrad, sigma=0.0), _same),
     "noisegrad": Transform(sj.noisegrad, functools.partial(sj.noisegrad, sigma=0.0), _same),
@@ -67,6 +71,7 @@ TRANSFORMS = {
         _same,
     ),
     "fusiongrad": Transform(_fusiongrad(0.1, 0.1), _fusiongrad(0.0, 0.0), _same, traces=9),
+    "smoothgrad_toward": Transform(_toward, functools.partial(_toward, sigma=0.0), _same, traces=4),
     "vargrad": Transform(
         sj.vargrad, functools.partial(sj.vargrad, sigma=0.0), lambda a: jnp.zeros_like(a)
     ),

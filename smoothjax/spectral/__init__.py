@@ -11,6 +11,7 @@ from smoothjax.spectral.filters import butterworth as butterworth
 from smoothjax.spectral.filters import disc as disc
 from smoothjax.spectral.filters import forgrad as forgrad
 from smoothjax.spectral.filters import lowpass as lowpass
+from smoothjax.spectral.toward import smoothgrad_toward as smoothgrad_toward
 from smoothjax.spectral.wiener import SignalAndNoise as SignalAndNoise
 from smoothjax.spectral.wiener import power_spectrum as power_spectrum
 from smoothjax.spectral.wiener import signal_and_noise as signal_and_noise

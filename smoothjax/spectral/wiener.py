@@ -189,17 +189,17 @@ def wiener(axes: Axes = IMAGE, *, channel_axis: int | None = None) -> Reduction:
             if channel_axis is None:
                 return fourier(leaf, axes)
             check_channels(leaf.shape, channel_axis, axes)
-            return _midpoints(fourier(leaf, axes, channel_axis))
+            return midpoints(fourier(leaf, axes, channel_axis))
 
     def shrink(draw, spectrum, variance):
         sizes = check_sizes(draw.shape, axes)
-        power, noise = (_pooled(ring_sums(p, sizes)) for p in (abs2(spectrum), variance))
+        power, noise = (pooled(ring_sums(p, sizes)) for p in (abs2(spectrum), variance))
         if channel_axis is None:
             gain = _signal_share(power, noise)[rings(sizes)]
             shrunk = inverse(scale(spectrum, gain), sizes, axes)
         else:
-            gain = _signal_matrix(_covariances(power), _covariances(noise))[rings(sizes)]
-            channels = jnp.sum(gain.astype(spectrum.dtype) * _ends(spectrum)[..., None, :], -1)
+            gain = _signal_matrix(covariances(power), covariances(noise))[rings(sizes)]
+            channels = jnp.sum(gain.astype(spectrum.dtype) * ends(spectrum)[..., None, :], -1)
             shrunk = inverse(channels, sizes, axes, channel_axis)
         return shrunk.astype(draw.dtype)
 
@@ -210,7 +210,7 @@ def wiener(axes: Axes = IMAGE, *, channel_axis: int | None = None) -> Reduction:
     return _of_spectra(spectrum, finish)
 
 
-def _pooled(sums):
+def pooled(sums):
     """Sums over rings, each but ring 0 taken together with three neighbours on either side.
 
     Single rings have few bins: pooled, eight draws do better by 5 % (figures in
@@ -231,7 +231,7 @@ def _signal_share(power, noise):
 
 def _signal_matrix(power, noise):
     """The gain of each ring, a matrix over channels: `1 - noise @ inv(signal + noise)`."""
-    own = _ends(power)
+    own = ends(power)
     unit = jnp.sqrt(jnp.where(own > 0, own, 1))  # so that no channel's unit matters
     row, column = unit[..., None], unit[..., None, :]
     power, noise = power / row / column, noise / row / column
@@ -244,14 +244,14 @@ def _signal_matrix(power, noise):
 
 
 # A GPU's default rounds to 10 bits; for matrices this small, all of them cost nothing.
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_jvp
 def _positive_part(matrix):
     """`max(matrix, 0)` in the sense of eigenvalues, of symmetric matrices."""
     values, vectors = jnp.linalg.eigh(matrix)
-    return _matmul(vectors * jnp.maximum(values, 0)[..., None, :], vectors.mT)
+    return matmul(vectors * jnp.maximum(values, 0)[..., None, :], vectors.mT)
 
 
 @_positive_part.defjvp
@@ -265,15 +265,15 @@ def _(primals, tangents):
     # (max(a, 0) - max(b, 0)) / (a - b), written for all pairs of signs.
     whole = _sums_of_pairs(jnp.abs(values))
     slope = _sums_of_pairs(jnp.maximum(values, 0)) / jnp.where(whole > 0, whole, 1)
-    inner = slope * _matmul(vectors.mT, _matmul(tangent, vectors))
-    return _positive_part(matrix), _matmul(vectors, _matmul(inner, vectors.mT))
+    inner = slope * matmul(vectors.mT, matmul(tangent, vectors))
+    return _positive_part(matrix), matmul(vectors, matmul(inner, vectors.mT))
 
 
 def _sums_of_pairs(x):
     return x[..., None] + x[..., None, :]
 
 
-def _midpoints(channels):
+def midpoints(channels):
     """`(a + b) / 2` for each pair of channels, whose variances tell their covariances.
 
     A whole matrix, though a triangle holds all of it: the indices of one would hide the formula.
@@ -281,13 +281,14 @@ def _midpoints(channels):
     return _sums_of_pairs(channels) / 2
 
 
-def _ends(midpoints):
+def ends(midpoints):
+    """Returns the channels, of `midpoints`."""
     return jnp.diagonal(midpoints, axis1=-2, axis2=-1)
 
 
-def _covariances(variances):
+def covariances(variances):
     """`cov(a, b) = 2 var((a + b) / 2) - (var(a) + var(b)) / 2`, of the variances of midpoints."""
-    sums = _sums_of_pairs(_ends(variances))
+    sums = _sums_of_pairs(ends(variances))
     covariances = 2 * variances - sums / 2
     # Less than this is what float32 leaves of the difference of larger numbers.
     return jnp.where(jnp.abs(covariances) > 2e-6 * sums, covariances, 0)

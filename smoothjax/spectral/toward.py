@@ -1,0 +1,337 @@
+"""SmoothGrad that starts from a guess of its limit, and leaves it as far as the draws tell."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothjax import reductions
+from smoothjax._axes import IMAGE, LAST, axes_of
+from smoothjax._checks import check_function, check_integer, require
+from smoothjax._transform import keyed, stochastic, transform
+from smoothjax._trees import is_float0
+from smoothjax._typing import Axes, Explainer
+from smoothjax.noise import relative
+from smoothjax.pooling import map_leaves
+from smoothjax.reductions import Estimate, Reduction, check_no_estimate, root
+from smoothjax.smoothing import smoothgrad
+from smoothjax.spectral._fourier import (
+    check_channels,
+    check_image_axes,
+    check_sizes,
+    fourier,
+    inverse,
+    real_map,
+    ring_sums,
+    rings,
+)
+from smoothjax.spectral.wiener import covariances, ends, matmul, midpoints, pooled
+
+_WIDTH = 0.5  # of the neighbourhood of a ring, in the logarithm of its number
+
+
+@transform(takes_key=True)
+def smoothgrad_toward(
+    explain: Explainer,
+    guess: Explainer,
+    sigma: Any = relative(0.15),
+    *,
+    axes: Axes = IMAGE,
+    channel_axis: int | None = LAST,
+    reduction: Reduction = reductions.mean(),
+    **options: Any,
+) -> Explainer:
+    """Returns an explainer of SmoothGrad's mean of draws, shrunk towards a guess of its limit.
+
+    `smoothed(key, params, x, *rest) = b D + W (S - b D)`, with `S` the mean of `explain` over noisy
+    inputs, as in `smoothgrad`, and `D` the map of `guess`, computed once; `b` is the scale that
+    brings it nearest to `S`. `W` is a matrix over channels for each ring of frequencies,
+    `A inv(A + N)`: `N` is the noise of `S`, which its draws show, and `A` the covariance of what
+    `b D` lacks. `W` tends to 1 as draws are added, so the limit is that of `smoothgrad` whatever
+    the guess; a good guess is near it after few draws, and a bad one does little harm. The mean
+    over the map is that of `S`.
+
+    `A` is taken for `rho C + tau N`, with `C` the covariance of `b D`: what is wrong with the guess
+    has its spectrum, or that of the noise. Of zeros, it is `S` times a number.
+
+    Args:
+      explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
+        returns a pytree of maps of real floating-point numbers.
+      guess: a function of the same arguments, stochastic or not, that returns maps of the same
+        shapes: `smoothdiff(score)` for networks of ReLUs, where it is worth most, and elsewhere
+        the clean gradient, `saliency(score)`. Give it the same `sigma`, if it takes one.
+      sigma: the level of the noise, as in `smoothgrad`.
+      axes: the one to three axes of each leaf that span the image.
+      channel_axis: the axis of each leaf that is shrunk jointly, by default the last of
+        (H, W, channels). Type None for maps without channels.
+      reduction: `mean()`, or `mean_and_stderr()` for an `Estimate`. The square of its `stderr`
+        estimates the squared error to SmoothGrad's limit, what the guess does to it included. Its
+        mean over a channel is Stein's unbiased estimate, or the scatter over keys if that is more;
+        over pixels it is spread like the squared standard error of `S`. Below 16 draws it is rough.
+      **options: the other keyword arguments of `smoothgrad`, but `tolerance`; at least two samples.
+
+    Returns:
+      A stochastic explainer `smoothed(key, params, x, *rest)`, whose result is structured, shaped
+      and typed like that of `explain`.
+
+    Raises:
+      TypeError, ValueError: as `smoothgrad` does; for bad axes, or another reduction; when called,
+        for a guess of other shapes, or maps that lack one of the axes or are not real
+        floating-point.
+
+    Cost: that of `smoothgrad` and of one guess, a Fourier transform per draw, and the memory of
+    two maps and one and a half for each of the joint channels, which take a solution of as many
+    equations for each ring at the end.
+
+    Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution", for the
+    error. The filter is ours.
+
+    >>> def score(params, x):
+    ...     return jnp.sum(jax.nn.relu(jnp.tensordot(params, x, 3)))
+    >>> explain = sj.smoothgrad_toward(sj.saliency(score), sj.smoothdiff(score), num_samples=8)
+    >>> params, x = jnp.ones((4, 8, 8, 3)), jnp.linspace(-1, 1, 192).reshape(8, 8, 3)
+    >>> jax.jit(explain)(jax.random.key(0), params, x).shape
+    (8, 8, 3)
+    """
+    check_function(guess, "guess")
+    layout = _layout(axes, channel_axis)
+    with_stderr = reduction == reductions.mean_and_stderr()
+    require(
+        with_stderr or reduction == reductions.mean(),
+        "reduction must be mean() or mean_and_stderr() of smoothjax.reductions.",
+    )
+    require(
+        "tolerance" not in options,
+        "tolerance stops on the error of plain averages; give it to smoothgrad.",
+    )
+
+    def moments(leaf):
+        leaf = real_map(leaf)
+        return _Moments(leaf, midpoints(fourier(layout.front(leaf), layout.first)))
+
+    draws_of = smoothgrad(
+        stochastic(map_leaves(explain, moments)),
+        sigma,
+        reduction=reductions.mean_and_stderr(),
+        **options,
+    )
+    guess_of = keyed(guess)
+
+    def toward(key, *args, **kwargs):
+        draws_key, guess_key = jax.random.split(key)
+        draws = draws_of(draws_key, *args, **kwargs)
+        start = guess_of(guess_key, *args, **kwargs)
+        check_no_estimate(start)
+        _check_alike(start, draws.mean)
+
+        def combine(start, mean, error):
+            if is_float0(start):
+                return start, start
+            average, start = (layout.front(m).astype(error.map.dtype) for m in (mean.map, start))
+            answer, risk = _combined(
+                _scale(start, average, layout.first) * start,
+                mean.midpoints,
+                error.midpoints**2,
+                draws.num_samples,
+                start.shape[: len(layout.axes)],
+            )
+            answer = layout.back(answer).astype(mean.map.dtype)
+            if not with_stderr:
+                return answer, None
+            spread = layout.front(error.map)
+            plain = jnp.mean(spread**2, layout.first, keepdims=True)
+            return answer, layout.back(spread * root(_over(risk, plain)))
+
+        leaves, treedef = jax.tree.flatten(start)
+        columns = (treedef.flatten_up_to(moments) for moments in (draws.mean, draws.stderr))
+        found = [combine(*leaf) for leaf in zip(leaves, *columns, strict=True)]
+        answer, stderr = (treedef.unflatten(part) for part in zip(*found, strict=True))
+        return Estimate(answer, stderr, draws.num_samples) if with_stderr else answer
+
+    return toward
+
+
+class _Moments(NamedTuple):
+    """A map, and the midpoints of the spectra of its channels, whose variances tell covariances."""
+
+    map: jax.Array
+    midpoints: jax.Array
+
+
+class _Layout(NamedTuple):
+    """Where the axes of an image are in its maps."""
+
+    axes: tuple
+    channel_axis: int | None
+
+    @property
+    def first(self):
+        return tuple(range(len(self.axes)))
+
+    def front(self, leaf):
+        """The map with the axes of the image first, and its channels last."""
+        check_sizes(leaf.shape, self.axes)
+        if self.channel_axis is None:
+            return jnp.moveaxis(leaf[..., None], axes_of(leaf.shape, self.axes), self.first)
+        check_channels(leaf.shape, self.channel_axis, self.axes)
+        return jnp.moveaxis(leaf, (*self.axes, self.channel_axis), (*self.first, -1))
+
+    def back(self, front):
+        """The map that `front` was given."""
+        if self.channel_axis is not None:
+            return jnp.moveaxis(front, (*self.first, -1), (*self.axes, self.channel_axis))
+        leaf = front[..., 0]
+        return jnp.moveaxis(leaf, self.first, self.axes)
+
+
+def _check_alike(guess, draws):
+    """Raises unless a guess has the structure and the shapes of the draws."""
+
+    def shapes(tree):
+        return jax.tree.map(jnp.shape, tree)
+
+    maps = jax.tree.map(
+        lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _Moments
+    )
+    require(
+        shapes(guess) == shapes(maps),
+        f"guess must return maps like those of explain, of shapes {shapes(maps)}; got "
+        f"{shapes(guess)}.",
+    )
+
+
+def _layout(axes, channel_axis):
+    axes = check_image_axes(axes)
+    if channel_axis is not None and channel_axis is not LAST:
+        channel_axis = check_integer(channel_axis, "channel_axis")
+        axes = tuple(axes)  # no default any more: the layout is typed
+    require(channel_axis not in axes, f"channel_axis {channel_axis} is among axes {axes}.")
+    return _Layout(axes, channel_axis)
+
+
+def _scale(guess, average, axes):
+    """The factor that brings the guess nearest to the average, their means over the map aside."""
+    varying = guess - jnp.mean(guess, axes, keepdims=True)
+
+    def inner(a, b):
+        return jnp.sum(a * b, (*axes, -1), keepdims=True)
+
+    return _over(inner(varying, average), inner(varying, varying))
+
+
+def _combined(guess, mean, variance, num_samples, sizes):
+    """`D + W (S - D)`, and an estimate of its mean squared error in each channel.
+
+    Args:
+      guess: D, brought to its scale, with the axes of the image first and channels last.
+      mean: the midpoints of channels of the spectrum of S, the mean of the draws.
+      variance: the variance of `mean`.
+      num_samples: the number of draws.
+      sizes: the lengths of the axes of the image.
+    """
+    axes = tuple(range(len(sizes)))
+    spectrum = fourier(guess, axes)
+    gap = ends(mean) - spectrum
+    noise = covariances(ring_sums(variance, sizes))
+    power, prior = (ring_sums(_products(s), sizes) for s in (gap, spectrum))
+    gain = _gain(power, noise, prior, num_samples, sizes)
+    moved = jnp.sum(gain[rings(sizes)].astype(gap.dtype) * gap[..., None, :], -1)
+    # Stein's unbiased estimate of the squared error, and the part of it that is noise.
+    rest = _eye(gain) - gain
+    risk = _sandwich(rest, power) - noise + 2 * matmul(gain, noise)
+    risk, scatter = (jnp.sum(ends(m), 0) for m in (risk, _sandwich(gain, noise)))
+    error = jnp.expand_dims(jnp.maximum(risk, scatter), axes)
+    return guess + inverse(moved, sizes, axes), error
+
+
+def _gain(power, noise, prior, num_samples, sizes):
+    """The gain of each ring, a matrix over channels: `W = A (A + N)^-1`, `A = rho C + tau N`.
+
+    `power - noise`, which is A but for chance, is fitted by least squares, in units of the noise:
+    tau over the whole spectrum, and rho over rings near by.
+    """
+    channels = power.shape[-1]
+    bins = ring_sums(jnp.ones((*sizes[:-1], sizes[-1] // 2 + 1), power.dtype), sizes)
+    bins = jnp.expand_dims(bins, range(1, power.ndim - 2))
+    power, noise, prior, seen = map(pooled, (power, noise, prior, bins))
+    unit = ends(power) + ends(noise)
+    unit = jnp.sqrt(jnp.where(unit > 0, unit, 1))  # so that no channel's unit matters
+    power, noise, prior = (m / unit[..., None] / unit[..., None, :] for m in (power, noise, prior))
+    eye, num = _eye(power), num_samples.astype(power.dtype)
+    # A few draws of a few bins tell variances better than covariances.
+    known = seen * (num - 1) / (seen * (num - 1) + channels)
+    noise = jnp.where(eye == 1, noise, known[..., None, None] * noise)
+    total = noise + 3e-6 * eye
+    signal, guess = (jnp.linalg.solve(total, m) for m in (power - noise, prior))
+    largest = jnp.max(jnp.abs(guess), (0, -2, -1), keepdims=True)
+    guess, prior = _over(guess, largest), _over(prior, largest)
+
+    bins = bins.at[0].set(0)  # one bin has no spectrum
+
+    def product(a, b):
+        return bins * jnp.sum(a * b.mT, (-2, -1))
+
+    ss, sg, gg = product(eye, eye), product(signal, guess), product(guess, guess)
+    s1, g1 = product(signal, eye), product(guess, eye)
+    tau = _share_of_noise(*(jnp.sum(p, 0, keepdims=True) for p in (gg, g1, ss, sg, s1)), num)
+    rho = jnp.maximum(_nearby(sg - tau * g1, gg), 0)
+    lacking = rho[..., None, None] * prior + tau[..., None, None] * noise
+    gain = eye - jnp.linalg.solve(lacking + total, noise).mT
+    gain = unit[..., None] * gain / unit[..., None, :]
+    return gain.at[0].set(eye[0])
+
+
+def _share_of_noise(gg, g1, ones, sg, s1, num):
+    """The tau of `signal = rho guess + tau`, in least squares, of which none is negative.
+
+    It is no less than what cannot be told from 0, four standard errors of a power, so that some
+    of the draws is left where all looks like noise.
+    """
+    ones, gg = 1.001 * ones, 1.001 * gg  # so that what looks alike is told apart
+    determinant = gg * ones - g1**2
+    rho, tau = _over(ones * sg - g1 * s1, determinant), _over(gg * s1 - g1 * sg, determinant)
+    alone = _over(s1, ones)
+    tau = jnp.where(rho > 0, tau, alone)
+    least = 4 * jnp.sqrt(_over(2 * num / (num - 1), ones))
+    # A hundredth of all signal, whatever the guess explains, lets W tend to 1.
+    return jnp.maximum(jnp.maximum(tau, alone / 100), least)
+
+
+def _nearby(numerator, denominator):
+    """For each ring, the ratio of sums over rings of about the same number, up to a factor.
+
+    They are taken on a grid of logarithms, and between its points by lines, for rings can be many.
+    """
+    number = np.log(np.arange(len(numerator)) + 1)
+    grid = np.arange(0, number[-1] + _WIDTH, _WIDTH / 2)
+    near = np.exp(-(((grid[:, None] - number) / _WIDTH) ** 2) / 2)
+
+    def total(sums):
+        weights = jnp.asarray(near, sums.dtype)
+        return jnp.tensordot(weights, sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
+
+    ratio = _over(total(numerator), total(denominator))
+    place = number / (_WIDTH / 2)
+    below = place.astype(int)
+    above = jnp.asarray(place - below, ratio.dtype)
+    above = jnp.expand_dims(above, range(1, ratio.ndim))
+    return ratio[below] * (1 - above) + ratio[below + 1] * above
+
+
+def _over(a, b):
+    """`a / b`, and 0 where b is."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def _eye(matrices):
+    return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
+
+
+def _products(spectrum):
+    """Of each bin, the real parts of the products of all pairs of channels."""
+    return jnp.real(spectrum[..., :, None] * jnp.conj(spectrum[..., None, :]))
+
+
+def _sandwich(gain, matrix):
+    return matmul(matmul(gain, matrix), gain.mT)
