@@ -17,12 +17,12 @@ from jax.core import Tracer
 
 from smoothjax._trees import wide_dtype
 from smoothjax.attribution._program import Constant, Operand, Program
+from smoothjax.reductions import root
 
 # Coefficients of 1, z, z^2, ...: numbers, or arrays that broadcast to z.
 Polynomial = tuple[Any, ...]
 
 _FARTHEST = 40.0  # standard deviations: the normal density is 0 in float64
-_LEAST_VARIANCE = 1e-30
 
 
 class Unknown(Exception):
@@ -44,8 +44,9 @@ class Piecewise(NamedTuple):
         """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of their dtype."""
         wide = wide_dtype(mean.dtype)
         m = mean.astype(wide)
-        s = jnp.sqrt(jnp.maximum(variance.astype(wide), _LEAST_VARIANCE))
-        kinks = [jnp.clip((kink - m) / s, -_FARTHEST, _FARTHEST) for kink in self.kinks]
+        s = root(variance.astype(wide))
+        divisor = jnp.maximum(s, jnp.finfo(wide).tiny)  # without noise, kinks are infinitely far
+        kinks = [jnp.clip((kink - m) / divisor, -_FARTHEST, _FARTHEST) for kink in self.kinks]
         ends = [None, *((t, _cdf(t), _density(t)) for t in kinks), None]
 
         def expect(polynomials):
