@@ -29,6 +29,12 @@ _MIXING = frozenset(
     "broadcast_in_dim conv_general_dilated cumsum dot_general gather psum reduce_sum "
     "reduce_window_sum scatter scatter-add".split()
 )
+# Functions without kinks, and what a softmax begins with.
+_SMOOTH = frozenset(
+    "acos acosh asin asinh atan atan2 atanh conv_general_dilated cos cosh digamma div dot_general "
+    "erf erf_inv erfc exp exp2 expm1 integer_pow lgamma log log1p logistic mul pow rsqrt sin sinh "
+    "sqrt square stop_gradient tan tanh".split()
+)
 
 
 class Maximum(NamedTuple):
@@ -119,11 +125,14 @@ def _roots(variable):
 
 
 def _no_rule(equation):
-    return NotImplementedError(
-        f"{equation} is neither linear in x, nor a function of one number with kinks at known "
-        "numbers and lines between them, such as ReLU, nor a maximum of numbers. Type "
-        "smoothgrad(saliency(score)), which converges fast for smooth networks."
-    )
+    plain = "smoothgrad(saliency(score))"
+    if equation.primitive in _SMOOTH:
+        return NotImplementedError(
+            f"{equation} is neither linear in x, nor a function of one number with kinks at known "
+            f"numbers and lines between them, such as ReLU, nor a maximum of numbers. Type {plain},"
+            " which converges fast for smooth networks."
+        )
+    return NotImplementedError(f"{equation} has no rule here. Type {plain}.")
 
 
 def _maximum(equation):
