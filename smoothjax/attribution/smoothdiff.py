@@ -169,7 +169,7 @@ def _sample(
 
 
 def _mirrored(plus, x):
-    """x - e from x + e. What has no noise stays as it is, were it infinite."""
+    """The value x - e, from x + e. What has no noise stays as it is, were it infinite."""
     return jnp.where(plus == x, x, 2 * x - plus)
 
 
@@ -243,7 +243,7 @@ def _signal(square, noise):
 
 
 def _ratio(a, b):
-    """a / b, and 0 where b is 0, in any unit."""
+    """The ratio a / b in any unit, and 0 where b is 0."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
