@@ -183,6 +183,60 @@ def test_the_maximum_of_two_numbers(maximum, key):
     np.testing.assert_allclose(found, [found[0], 1 - found[0], 0], atol=1e-6)
 
 
+def pool(x):
+    return linen.max_pool(x[None, :, None], (2,), (2,))[0, :, 0]
+
+
+FALLING = {
+    "abs": jnp.abs,
+    "leaky": lambda z: jax.nn.leaky_relu(z, -0.1),
+    "jump": lambda z: jnp.where(z > 0, z - 1, z),
+    "learned slopes": lambda z: jnp.where(z >= 0, z, jnp.abs(V) * z),
+    "square": jax.nn.hard_swish,
+}
+RISING = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky": jax.nn.leaky_relu,
+    "jump": lambda z: jnp.where(z > 0, z + 1, z),
+}
+
+
+@pytest.mark.parametrize("function", RISING)
+def test_maxima_of_rising_functions_are_functions_of_maxima(function, key):
+    f = RISING[function]
+
+    def explained(g):
+        def score(params, x):
+            return jnp.abs(g(x @ W - 1) @ W[:2] - 0.2) @ V
+
+        return jax.jit(sj.smoothdiff(score, SIGMA, num_samples=6))(key, None, X)
+
+    want = explained(lambda z: f(pool(pool(z))))
+    for g in (lambda z: pool(pool(f(z))), lambda z: pool(f(pool(z)))):
+        np.testing.assert_allclose(explained(g), want, rtol=1e-3, atol=1e-4)
+
+
+def kinds(fun):
+    """The names of the rules of a function's program, in order."""
+    known = plan(trace(lambda x: jnp.sum(fun(x @ W)), [X], lambda call: not call.is_linear))
+    return [type(known.rules[e]).__name__ for e in known.program.equations if e in known.rules]
+
+
+@pytest.mark.parametrize("function", FALLING)
+def test_maxima_of_falling_functions_stay(function):
+    assert kinds(lambda z: pool(FALLING[function](z))) == ["Piecewise", "Maximum"]
+
+
+def test_maxima_stay_where_the_function_is_used_besides():
+    def pool_and_sum(z):
+        z = jax.nn.relu(z)
+        return pool(z) + jnp.sum(z)
+
+    assert kinds(lambda z: pool(jax.nn.relu(z))) == ["Maximum", "Piecewise"]
+    assert kinds(pool_and_sum) == ["Piecewise", "Maximum"]
+
+
 def cosine(a, b):
     return float(jnp.vdot(a, b) / jnp.sqrt(jnp.vdot(a, a) * jnp.vdot(b, b)))
 
