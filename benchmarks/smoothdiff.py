@@ -8,7 +8,8 @@ Photos that are drawn from an archive with a seed, without the six on which the 
 EfficientNet-Lite0 unless another is named, its likeliest class, noise of 15 % of the range. Two
 limits of each photo, means of 2048 draws of keys of their own, are computed once and kept under
 `--limits`: two hours on two cores, which go on from where they were stopped. The cosine of a map m
-to the limit is <m, (A + B) / 2> / (|m| sqrt(<A, B>)), of the limits A and B, whose own noise is not in <A, B>.
+to the limit is <m, (A + B) / 2> / (|m| sqrt(<A, B>)), of the limits A and B, whose own noise is not
+in <A, B>.
 """
 
 import argparse
