@@ -1,12 +1,15 @@
 """Measures how near SmoothGrad's limit the maps of SmoothDiff and of averages are.
 
     python benchmarks/smoothdiff.py --photos ../shared/data/imagenet_sample_224.npz
+    python benchmarks/smoothdiff.py --photos ../shared/data/imagenet_sample_224.npz \
+        --network efficientnet-lite2 --out benchmarks/smoothdiff-lite2.json
 
 Photos that are drawn from an archive with a seed, without the six on which the method was chosen;
-EfficientNet-Lite0, its likeliest class, noise of 15 % of the range. Two limits of each photo, means
-of 2048 draws of keys of their own, are computed once and kept under `--limits`: two hours on two
-cores, which go on from where they were stopped. The cosine of a map m to the limit is
-<m, (A + B) / 2> / (|m| sqrt(<A, B>)), of the limits A and B, whose own noise is not in <A, B>.
+EfficientNet-Lite0 unless another is named, its likeliest class, noise of 15 % of the range. Two
+limits of each photo, means of 2048 draws of keys of their own, are computed once and kept under
+`--limits`: two hours on two cores, which go on from where they were stopped. The cosine of a map m
+to the limit is <m, (A + B) / 2> / (|m| sqrt(<A, B>)), of the limits A and B, whose own noise is not
+in <A, B>.
 """
 
 import argparse
@@ -57,18 +60,19 @@ def main():
     parser.add_argument("--number", type=int, default=8, help="of photos")
     parser.add_argument("--seed", type=int, default=2016, help="of the choice of photos")
     parser.add_argument("--reference", type=int, default=2048, help="draws of each of two limits")
-    parser.add_argument("--limits", type=pathlib.Path, default=HERE / ".cache" / "smoothdiff")
+    parser.add_argument("--network", default="efficientnet-lite0", help="of the zoo")
+    parser.add_argument("--limits", type=pathlib.Path, help="default: .cache/smoothdiff-NETWORK")
     parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 leaves it out")
     parser.add_argument("--limits-only", action="store_true", help="compute them, and no more")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "smoothdiff.json")
     arguments = parser.parse_args()
 
-    net = zoo.load("efficientnet-lite0")
+    net = zoo.load(arguments.network)
+    kept = arguments.limits or HERE / ".cache" / f"smoothdiff-{net.name}"
     photos = drawn_photos(net, arguments.photos, arguments.seed, arguments.number)
     limits = {
         name: [
-            limit(net, photo, arguments.reference, arguments.limits / f"{name}-{key}", key)
-            for key in range(2)
+            limit(net, photo, arguments.reference, kept / f"{name}-{key}", key) for key in range(2)
         ]
         for name, photo in photos.items()
     }
@@ -84,7 +88,12 @@ def main():
         for name, row in rows.items():
             row["gradients"] = median_ratio(times[name], [times["saliency"]])
             print(f"{name}: in the time of {row['gradients']:.1f} gradients", flush=True)
-    settings = {"photos": list(photos), "seed": arguments.seed, "reference": arguments.reference}
+    settings = {
+        "network": net.name,
+        "photos": list(photos),
+        "seed": arguments.seed,
+        "reference": arguments.reference,
+    }
     write_record(arguments.out, {**settings, "methods": rows})
 
 

@@ -17,12 +17,12 @@ from jax.core import Tracer
 
 from smoothjax._trees import wide_dtype
 from smoothjax.attribution._program import Constant, Operand, Program
+from smoothjax.reductions import root
 
 # Coefficients of 1, z, z^2, ...: numbers, or arrays that broadcast to z.
 Polynomial = tuple[Any, ...]
 
 _FARTHEST = 40.0  # standard deviations: the normal density is 0 in float64
-_LEAST_VARIANCE = 1e-30
 
 
 class Unknown(Exception):
@@ -40,12 +40,30 @@ class Piecewise(NamedTuple):
     kinks: Sequence[float]
     pieces: Sequence[Polynomial]
 
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Returns f(z)."""
+        first, *others = (_value(piece, z) for piece in self.pieces)
+        for kink, value in zip(self.kinks, others, strict=True):
+            first = jnp.where(z < kink, first, value)
+        return jnp.broadcast_to(first, z.shape)
+
+    @property
+    def is_nondecreasing(self) -> bool:
+        """Whether it is lines, the same for every number, that rise or stay and do not fall."""
+        if not all(len(p) <= 2 and all(map(_is_number, p)) for p in self.pieces):
+            return False
+        jumps = zip(self.kinks, itertools.pairwise(self.pieces), strict=True)
+        return all(p[1] >= 0 for p in self.pieces if len(p) == 2) and all(
+            _value(low, kink) <= _value(high, kink) for kink, (low, high) in jumps
+        )
+
     def moments(self, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, ...]:
         """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of their dtype."""
         wide = wide_dtype(mean.dtype)
         m = mean.astype(wide)
-        s = jnp.sqrt(jnp.maximum(variance.astype(wide), _LEAST_VARIANCE))
-        kinks = [jnp.clip((kink - m) / s, -_FARTHEST, _FARTHEST) for kink in self.kinks]
+        s = root(variance.astype(wide))
+        divisor = jnp.maximum(s, jnp.finfo(wide).tiny)  # without noise, kinks are infinitely far
+        kinks = [jnp.clip((kink - m) / divisor, -_FARTHEST, _FARTHEST) for kink in self.kinks]
         ends = [None, *((t, _cdf(t), _density(t)) for t in kinks), None]
 
         def expect(polynomials):
@@ -118,10 +136,7 @@ def _is_above(f: Piecewise, g: Piecewise) -> Piecewise:
             roots.add(root)
     kinks, pieces = _apart(difference, Piecewise(sorted(roots), [()] * (len(roots) + 1)))
     insides = map(_inside, _intervals(kinks))
-    values = [
-        sum(c * z**j for j, c in enumerate(piece))
-        for z, (piece, _) in zip(insides, pieces, strict=True)
-    ]
+    values = [_value(piece, z) for z, (piece, _) in zip(insides, pieces, strict=True)]
     return Piecewise(kinks, [(float(value > 0),) for value in values])
 
 
@@ -193,6 +208,10 @@ def _inside(interval):
     if np.isinf(low):
         return 0.0 if np.isinf(high) else high - 1
     return low + 1 if np.isinf(high) else (low + high) / 2
+
+
+def _value(polynomial, z):
+    return sum(c * z**j for j, c in enumerate(polynomial))
 
 
 def _is_number(coefficient):

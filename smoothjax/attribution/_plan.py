@@ -5,6 +5,8 @@ numbers, with its position along other axes. A variable without a known axis of 
 what was flattened, is one channel.
 """
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,6 +30,14 @@ from smoothjax.attribution._program import (
 _MIXING = frozenset(
     "broadcast_in_dim conv_general_dilated cumsum dot_general gather psum reduce_sum "
     "reduce_window_sum scatter scatter-add".split()
+)
+# Of one input, each of whose numbers they move or leave out.
+_MOVING = frozenset("broadcast_in_dim copy reshape rev slice squeeze transpose".split())
+# Functions without kinks, and what a softmax begins with.
+_SMOOTH = frozenset(
+    "acos acosh asin asinh atan atan2 atanh conv_general_dilated cos cosh digamma div dot_general "
+    "erf erf_inv erfc exp exp2 expm1 integer_pow lgamma log log1p logistic mul pow rsqrt sin sinh "
+    "sqrt square stop_gradient tan tanh".split()
 )
 
 
@@ -58,7 +68,8 @@ class Plan(NamedTuple):
       program: the program.
       rules: what its nonlinear equations are.
       channels: the axes of the channels of each variable.
-      exact: the nonlinear equations whose inputs have the variances that linear maps give them.
+      exact: the nonlinear equations whose inputs have the variances that linear maps give them, or
+        are outputs of maxima, which are calibrated.
     """
 
     program: Program
@@ -82,13 +93,53 @@ def plan(program: Program) -> Plan:
                 equation, rule = _function(equation)
             rules[equation] = rule
         equations.append(equation)
-    program = live(program._replace(equations=equations))
+    program = _maxima_first(live(program._replace(equations=equations)), rules)
     channels = dict.fromkeys(program.inputs, ())
     _channels(program, channels)
     certain = {v: (_INDEPENDENT, frozenset([v])) for v in program.inputs}
-    _certainty(program, certain)
+    _certainty(program, certain, rules)
     exact = [e for e in rules if e.inputs[0] in certain and certain[e.inputs[0]][0] != _UNSURE]
     return Plan(program, rules, channels, frozenset(exact))
+
+
+def _maxima_first(program, rules):
+    """Writes max(f(z)) as f(max(z)) for f that nowhere falls: z is nearer to normal than f(z)."""
+    uses = collections.Counter(v for e in program.equations for v in e.inputs)
+    makers = {v: e for e in program.equations for v in e.outputs}
+    equations = []
+    for equation in program.equations:
+        equations.append(equation)
+        if isinstance(rules.get(equation), Maximum):
+            path = [equation]
+            while (before := _before(path[0], makers, uses)) and before.primitive in _MOVING:
+                path.insert(0, before)
+            f = rules.get(before)
+            if isinstance(f, Piecewise) and f.is_nondecreasing:
+                equations = [e for e in equations if e not in (before, *path)]
+                value = before.inputs[0]
+                for step in path:
+                    step_on_z = dataclasses.replace(step, operands=[value])
+                    aval = step.outputs[0].aval.update(dtype=value.aval.dtype)
+                    step_on_z.outputs = [value := Variable(aval, step_on_z)]
+                    equations.append(step_on_z)
+                output = equation.outputs[0]
+                function = Equation(
+                    before.primitive,
+                    [value],
+                    lambda z, f=f, output=output: [f(z).astype(output.aval.dtype)],
+                    before.source,
+                    outputs=[output],
+                )
+                rules |= {step_on_z: rules.pop(equation), function: rules.pop(before)}
+                makers[output] = function
+                equations.append(function)
+    return program._replace(equations=equations)
+
+
+def _before(equation, makers, uses):
+    """What makes the only input of an equation for it alone, if anything does."""
+    first, *others = equation.inputs
+    return makers.get(first) if uses[first] == 1 and not others else None
 
 
 def _function(equation):
@@ -119,11 +170,14 @@ def _roots(variable):
 
 
 def _no_rule(equation):
-    return NotImplementedError(
-        f"{equation} is neither linear in x, nor a function of one number with kinks at known "
-        "numbers and lines between them, such as ReLU, nor a maximum of numbers. Type "
-        "smoothgrad(saliency(score)), which converges fast for smooth networks."
-    )
+    plain = "smoothgrad(saliency(score))"
+    if equation.primitive in _SMOOTH:
+        return NotImplementedError(
+            f"{equation} is neither linear in x, nor a function of one number with kinks at known "
+            f"numbers and lines between them, such as ReLU, nor a maximum of numbers. Type {plain},"
+            " which converges fast for smooth networks."
+        )
+    return NotImplementedError(f"{equation} has no rule here. Type {plain}.")
 
 
 def _maximum(equation):
@@ -217,17 +271,19 @@ def _regrouped(before, after, axes):
 _INDEPENDENT, _CORRELATED, _UNSURE = range(3)
 
 
-def _certainty(program, found):
+def _certainty(program, found, rules):
     """Adds how sure the variances of variables are, and the inputs that they depend on."""
     for equation in program.equations:
         states, sources = zip(*(found[v] for v in equation.inputs), strict=True)
         if equation.body is not None and equation.is_linear:
-            _certainty(equation.body, found)
+            _certainty(equation.body, found, rules)
             made = [found.get(o, (_INDEPENDENT, frozenset())) for o in equation.body.outputs]
         else:
             union, state = frozenset().union(*sources), max(states)
             is_twice = sum(isinstance(o, Variable) for o in equation.operands) > len(sources)
-            if not equation.is_linear or is_twice or len(union) < sum(map(len, sources)):
+            if isinstance(rules.get(equation), Maximum):
+                state = _CORRELATED
+            elif not equation.is_linear or is_twice or len(union) < sum(map(len, sources)):
                 state = _UNSURE
             elif _mixes(equation):
                 state = _CORRELATED if state == _INDEPENDENT else _UNSURE

@@ -24,8 +24,7 @@ from smoothjax.attribution._plan import Maximum, Plan, plan
 from smoothjax.attribution._program import PRODUCTS, Equation, Variable, evaluate, live, vjp
 from smoothjax.attribution._trace import trace
 from smoothjax.noise import relative
-
-_LEAST = 1e-30  # what is divided by
+from smoothjax.reductions import root
 
 
 class _Moments(NamedTuple):
@@ -36,9 +35,10 @@ class _Moments(NamedTuple):
 
 
 class _Sampled(NamedTuple):
-    """What pairs show of each channel: its mean and variance, and the noise of both as squares.
+    """What pairs show of each channel: its mean and variance, and the noise of both.
 
-    And the mean of each number, with its noise: a variance for each channel.
+    And the mean of each number, with its noise for each channel. All but the means are squares of
+    the channel's unit, so that no number leaves float32 by units.
     """
 
     mean: jax.Array
@@ -126,7 +126,7 @@ def smoothdiff(
         sampled, shares = _sample(known, leaves, noisy_leaves, num_pairs)
         places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
         inputs = [
-            _Moments(leaf, jnp.full_like(leaf, levels[i] ** 2) if i in levels else 0 * leaf)
+            _Moments(leaf, jnp.full_like(leaf, levels[i] ** 2 if i in levels else 0))
             for i, leaf in zip(places, leaves, strict=True)
         ]
         attributions = _propagate(known, inputs, sampled, shares)
@@ -158,7 +158,7 @@ def _sample(
 
     def draw(i):
         pairs = zip(noisy(i), leaves, strict=True)
-        values, chosen = observe([jnp.stack([plus, 2 * x - plus]) for plus, x in pairs])
+        values, chosen = observe([jnp.stack([plus, _mirrored(plus, x)]) for plus, x in pairs])
         seen = [_of_pair(z, known.positions(v)) for v, z in zip(variables, values, strict=True)]
         return seen, [jnp.mean(c, axis=0) for c in chosen]
 
@@ -170,25 +170,33 @@ def _sample(
     return sampled, dict(zip(maxima, shares, strict=True))
 
 
+def _mirrored(plus, x):
+    """The value x - e, from x + e. What has no noise stays as it is, were it infinite."""
+    return jnp.where(plus == x, x, 2 * x - plus)
+
+
 def _of_pair(z, positions):
-    """Of z(x + e) = a + d and z(x - e) = a - d: a, means of a, d^2 and a^2, and their squares."""
+    """Of z(x + e) = a + d and z(x - e) = a - d: a, its mean and d's root mean square, and squares.
+
+    The squares are those of the two, and the mean of a^2.
+    """
     z = z.astype(wide_dtype(z.dtype))
     a, d = (z[0] + z[1]) / 2, (z[0] - z[1]) / 2
-    means = jnp.stack([jnp.mean(m, positions, keepdims=True) for m in (a, d * d, a * a)])
-    return a, means, means**2
+    mean, square, square_of_a = (jnp.mean(m, positions, keepdims=True) for m in (a, d * d, a * a))
+    return a, jnp.stack([mean, root(square)]), jnp.stack([mean**2, square, square_of_a])
 
 
 def _of_pairs(a, means, squares, positions, num_pairs):
     """The mean of a, and the mean of d^2 with the variance of a over the pairs."""
     others = max(num_pairs - 1, 1)
-    noise = jnp.maximum(squares - means**2, 0) / others
-    variance_of_a = (means[2] - jnp.mean(a**2, positions, keepdims=True)) * num_pairs / others
+    mean_noise, root_noise = jnp.maximum(squares[:2] - means**2, 0) / others
+    variance_of_a = (squares[2] - jnp.mean(a**2, positions, keepdims=True)) * num_pairs / others
     variance_of_a = jnp.maximum(variance_of_a, 0)
+    variance = squares[1] + variance_of_a
     # One pair does not show its noise.
-    noise_of_a = (
-        variance_of_a / num_pairs if num_pairs > 1 else jnp.full_like(variance_of_a, jnp.inf)
-    )
-    return _Sampled(means[0], means[1] + variance_of_a, noise[0], noise[1], a, noise_of_a)
+    noise_of_a = variance_of_a / num_pairs if num_pairs > 1 else jnp.full_like(variance, jnp.inf)
+    # The error of r^2 is 2 r times that of r, so both as squares, over r^2, are:
+    return _Sampled(means[0], variance, mean_noise, 4 * root_noise, a, noise_of_a)
 
 
 def _propagate(
@@ -227,21 +235,27 @@ def _calibrated(z, sampled, positions):
     """
     mean, variance = (m.astype(sampled.mean.dtype) for m in z)
     shift = sampled.mean - jnp.mean(mean, positions, keepdims=True)
-    before = jnp.maximum(jnp.mean(variance, positions, keepdims=True), _LEAST)
-    scale, overall = sampled.variance / before, jnp.sum(sampled.variance) / jnp.sum(before)
-    shift = shift * _signal(shift, sampled.mean_noise)
+    before = jnp.mean(variance, positions, keepdims=True)
+    scale = _ratio(sampled.variance, before)
+    overall = _ratio(jnp.sum(sampled.variance), jnp.sum(before))
+    shift = shift * _signal(shift**2, sampled.mean_noise)
     scale = overall + (scale - overall) * _signal(sampled.variance, sampled.variance_noise)
     mean = mean + shift
     gap = sampled.means - mean
     power = jnp.mean(gap**2, positions, keepdims=True)
-    share = jnp.maximum(1 - sampled.means_noise / jnp.maximum(power, _LEAST), 0)
+    share = _ratio(jnp.maximum(power - sampled.means_noise, 0), power)
     moments = (mean + share * gap, variance * scale)
     return _Moments(*(m.astype(z.mean.dtype) for m in moments))
 
 
-def _signal(value, noise):
+def _signal(square, noise):
     """The share of a square that is not noise."""
-    return value**2 / jnp.maximum(value**2 + noise, _LEAST)
+    return _ratio(square, square + noise)
+
+
+def _ratio(a, b):
+    """The ratio a / b in any unit, and 0 where b is 0."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
 def _through_linear(equation, inputs):
@@ -273,6 +287,7 @@ def _through_maximum(maximum, share, inputs):
 
     means, pull = jax.vjp(options, *(z.mean for z in inputs))
     share = share.astype(means.dtype)
+    means = jnp.where(share > 0, means, 0)  # what is never chosen may be infinite
     mean = jnp.sum(share * means, axis=0)
     squares = options(*(z.variance for z in inputs)) + (means - mean[None]) ** 2
     moments = _Moments(mean, jnp.sum(share * squares, axis=0))

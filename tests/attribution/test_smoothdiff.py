@@ -145,7 +145,8 @@ def test_two_layers_by_hand(key):
     hidden = [np.maximum(x @ w1, 0) @ w2 - 0.2 for x in (draws, 2 * rows - draws)]
     a, d = (hidden[0] + hidden[1]) / 2, (hidden[0] - hidden[1]) / 2
     sampled_mean, sampled_variance = a.mean((0, 1)), (d**2).mean((0, 1)) + a.var(0, ddof=1).mean(0)
-    mean_noise, variance_noise = a.mean(1).var(0, ddof=1) / 3, (d**2).mean(1).var(0, ddof=1) / 3
+    root_noise = np.sqrt((d**2).mean(1)).var(0, ddof=1) / 3
+    mean_noise = a.mean(1).var(0, ddof=1) / 3
 
     shift = sampled_mean - mean.mean(0)
     mean = mean + shift**3 / (shift**2 + mean_noise)
@@ -157,7 +158,7 @@ def test_two_layers_by_hand(key):
         sampled_variance / variance.mean(0),
         sampled_variance.sum() / variance.mean(0).sum(),
     )
-    signal = sampled_variance**2 / (sampled_variance**2 + variance_noise)
+    signal = sampled_variance / (sampled_variance + 4 * root_noise)
     second, *_ = moments(mean, variance * (overall + signal * (scale - overall)))
 
     want = ((w3 * second) @ w2.T * first) @ w1.T
@@ -184,6 +185,60 @@ def test_the_maximum_of_two_numbers(maximum, key):
     found = explain(key, None, x)
     assert abs(found[0] - share) < 3 * np.sqrt(share * (1 - share) / 400)
     np.testing.assert_allclose(found, [found[0], 1 - found[0], 0], atol=1e-6)
+
+
+def pool(x):
+    return linen.max_pool(x[None, :, None], (2,), (2,))[0, :, 0]
+
+
+FALLING = {
+    "abs": jnp.abs,
+    "leaky": lambda z: jax.nn.leaky_relu(z, -0.1),
+    "jump": lambda z: jnp.where(z > 0, z - 1, z),
+    "learned slopes": lambda z: jnp.where(z >= 0, z, jnp.abs(V) * z),
+    "square": jax.nn.hard_swish,
+}
+RISING = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky": jax.nn.leaky_relu,
+    "jump": lambda z: jnp.where(z > 0, z + 1, z),
+}
+
+
+@pytest.mark.parametrize("function", RISING)
+def test_maxima_of_rising_functions_are_functions_of_maxima(function, key):
+    f = RISING[function]
+
+    def explained(g):
+        def score(params, x):
+            return jnp.abs(g(x @ W - 1) @ W[:2] - 0.2) @ V
+
+        return jax.jit(sj.smoothdiff(score, SIGMA, num_samples=6))(key, None, X)
+
+    want = explained(lambda z: f(pool(pool(z))))
+    for g in (lambda z: pool(pool(f(z))), lambda z: pool(f(pool(z)))):
+        np.testing.assert_allclose(explained(g), want, rtol=1e-3, atol=1e-4)
+
+
+def kinds(fun):
+    """The names of the rules of a function's program, in order."""
+    known = plan(trace(lambda x: jnp.sum(fun(x @ W)), [X], lambda call: not call.is_linear))
+    return [type(known.rules[e]).__name__ for e in known.program.equations if e in known.rules]
+
+
+@pytest.mark.parametrize("function", FALLING)
+def test_maxima_of_falling_functions_stay(function):
+    assert kinds(lambda z: pool(FALLING[function](z))) == ["Piecewise", "Maximum"]
+
+
+def test_maxima_stay_where_the_function_is_used_besides():
+    def pool_and_sum(z):
+        z = jax.nn.relu(z)
+        return pool(z) + jnp.sum(z)
+
+    assert kinds(lambda z: pool(jax.nn.relu(z))) == ["Maximum", "Piecewise"]
+    assert kinds(pool_and_sum) == ["Piecewise", "Maximum"]
 
 
 def cosine(a, b):
@@ -339,6 +394,21 @@ def test_transforms(key):
     assert cosine(noisy(key, KERNELS, IMAGE), smooth) > 0.99
 
 
+@pytest.mark.parametrize("unit", [2.0**-27, 2.0**37], ids=["1e-8", "1e11"])
+def test_units_do_not_matter(unit, key):
+    """Those of x and of what follows, for a score that is as homogeneous as its layers."""
+
+    def score(params, x):
+        x = jax.nn.relu(layer(x[None], params[0]))
+        return jnp.mean(linen.max_pool(jax.nn.relu(layer(x, params[1])), (2, 2), (2, 2)))
+
+    explain = jax.jit(sj.smoothdiff(score, num_samples=4))
+    want = explain(key, KERNELS[:2], IMAGE)
+    rescaled = explain(key, [KERNELS[0] / unit, KERNELS[1]], IMAGE * unit)
+    np.testing.assert_allclose(rescaled * unit, want, rtol=1e-5)
+    np.testing.assert_allclose(explain(key, KERNELS[:2], IMAGE * unit), want, rtol=1e-5)
+
+
 def test_memory_does_not_grow_with_the_draws(key):
     def memory(num_samples):
         explain = jax.jit(sj.smoothdiff(cnn, 0.5, num_samples=num_samples))
@@ -366,6 +436,19 @@ def test_pytrees(key):
     found = sj.smoothdiff(score, SIGMA, where=where, num_samples=2)(key, None, x)
     slope = V * norm.cdf((MEAN + X[:3] @ W[:3] + 1) / STD)
     np.testing.assert_allclose(found["b"], W[:3] @ slope, atol=1e-5)
+
+
+def test_a_mask_without_noise_may_be_infinite(key):
+    def score(params, x):
+        return jnp.max(jax.nn.relu(x["a"] @ W + x["b"]) @ W.T + x["mask"])
+
+    x = {"a": X, "b": jnp.ones(8), "mask": jnp.array([0, -jnp.inf, 0, 0, 0, -jnp.inf])}
+    where = sj.by_path(lambda path: path == "a")
+    found = sj.smoothdiff(score, SIGMA, where=where, num_samples=4)(key, None, x)
+    finite = x | {"mask": jnp.maximum(x["mask"], -99)}
+    want = sj.smoothdiff(score, SIGMA, where=where, num_samples=4)(key, None, finite)
+    assert np.any(found["a"])
+    jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -421,6 +504,11 @@ UNSUPPORTED = {
     "while": (lambda x: lax.while_loop(lambda c: c[0] < 9, lambda c: abs(c) + 1, x) @ X, "while"),
     "cond": (lambda x: lax.cond(x[0] > 0, jax.nn.relu, jnp.negative, x) @ X, "cond"),
     "linear cond": (lambda x: lax.cond(x[0] > 0, jnp.flip, jnp.negative, x) @ X, "cond|gt"),
+    "fft": (lambda x: jnp.fft.fft(x).real @ X, "fft"),
+    "solve": (
+        lambda x: jax.scipy.linalg.solve_triangular(jnp.eye(6) + jnp.tril(jnp.ones((6, 6))), x)[0],
+        "triangular_solve",
+    ),
     "sort": (lambda x: jnp.sort(x) @ X, "sort"),
     "product over an axis": (lambda x: jnp.prod(x), "reduce_prod|mul"),
     "cumulative maximum": (lambda x: lax.cummax(x) @ X, "cummax"),
@@ -431,6 +519,12 @@ UNSUPPORTED = {
 }
 
 
+SMOOTH = [
+    *("softmax", "log softmax", "layer norm", "gelu", "exact gelu", "tanh", "sigmoid", "silu"),
+    *("elu", "square", "product", "gate"),
+]
+
+
 @pytest.mark.parametrize("program", UNSUPPORTED)
 def test_what_has_no_rule_is_named(program, key):
     score, primitive = UNSUPPORTED[program]
@@ -438,6 +532,7 @@ def test_what_has_no_rule_is_named(program, key):
         sj.smoothdiff(lambda params, x: score(x), SIGMA)(key, None, X)
     message = "\n".join([str(caught.value), *caught.value.__notes__])
     assert re.match(rf"({primitive}) \(.*test_smoothdiff.py:\d+", message), message
+    assert ("smooth networks" in message) == (program in SMOOTH), message
     assert "smoothgrad(saliency(score))" in message or "jnp.where instead of cond" in message
     assert "in smoothdiff(" in message
 
