@@ -405,7 +405,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(key):
     [
         ({"radius": 0}, "above 0"),
         ({"radius": -0.1}, "must not be negative"),
-        ({"radius": np.nan}, "above 0"),
+        ({"radius": np.nan}, "must not be negative, or NaN"),
         ({"radius": np.array([0.1, -0.1])}, "must not be negative"),
         ({"radius": "0.1"}, "radius must be a real number"),
         ({"radius": None}, "radius must be a real number"),
