@@ -114,7 +114,7 @@ def _maxima_first(program, rules):
             while (before := _before(path[0], makers, uses)) and before.primitive in _MOVING:
                 path.insert(0, before)
             f = rules.get(before)
-            if isinstance(f, Piecewise) and f.is_nondecreasing:
+            if before is not None and isinstance(f, Piecewise) and f.is_nondecreasing:
                 equations = [e for e in equations if e not in (before, *path)]
                 value = before.inputs[0]
                 for step in path:
