@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from smoothjax._box_muller import box_muller
 from smoothjax._checks import check_function, require
-from smoothjax._devices import apart
+from smoothjax._devices import apart, laid_out_as, shard_index
 from smoothjax._trees import (
     check_has_inexact,
     fit,
@@ -24,9 +25,8 @@ from smoothjax._trees import (
 )
 from smoothjax._typing import PyTree, Rule, Sampler
 
-# How many numbers are drawn with one key at most, and with how many keys at once.
-_MAX_BLOCK = 1024
-_BLOCKS_AT_ONCE = 256
+# Leaves up to this size share one loop, since XLA would compile a sampler for every leaf.
+_SMALL = 2048
 
 _BY_RANGE = "__smoothjax_by_range__"
 
@@ -45,13 +45,16 @@ def perturbation(
     combine: Callable[[jax.Array, jax.Array], jax.Array],
     sigma: Any,
     where: Any = None,
-    sampler: Sampler = jax.random.normal,
+    sampler: Sampler = box_muller,
+    *,
+    of_shards: bool = False,
 ) -> Callable[[PyTree], Callable[[jax.Array], PyTree]]:
     """Returns `perturb(x) -> noisy`, and `noisy(key)` is x with `combine(leaf, sigma * eps)`.
 
     The leaf at position i among all leaves draws with `fold_in(key, i)`, so that selecting other
     leaves moves no leaf's noise. Noise is drawn and combined in at least float32, then cast back.
-    `sigma`, `where` and `sampler` are those of `smoothgrad`.
+    `sigma`, `where` and `sampler` are those of `smoothgrad`. Inside `jax.shard_map`, `of_shards`
+    takes leaves that vary over devices for parts of one array, whose noise must differ.
     """
     check_noise(sigma, where)
     check_function(sampler, "sampler")
@@ -60,20 +63,21 @@ def perturbation(
         leaves, treedef = jax.tree.flatten(argument)
         levels = levels_of(argument, sigma, where)
         chosen = {i: jnp.asarray(leaves[i]) for i in levels}
-        # Of the largest leaf, selected or not, so that no leaf's noise depends on the selection.
-        block = max(1, min(_MAX_BLOCK, max(leaf.size for leaf in leaves if is_inexact(leaf))))
-
-        def of_leaf(i, eps):
-            leaf = chosen[i]
-            noise = levels[i] * eps.reshape(leaf.shape)
-            return combine(leaf.astype(eps.dtype), noise).astype(leaf.dtype)
+        # Of all leaves, so that no leaf's noise depends on the selection, whatever the sampler.
+        small = max((x.size for x in leaves if is_inexact(x) and x.size <= _SMALL), default=0)
 
         def noisy(key):
-            drawn, rounds = _draw(key, chosen, block, sampler)
-            found = apart(lambda eps: {i: of_leaf(i, eps[i]) for i in eps}, drawn, rounds)
+            def perturbed(chosen):
+                eps = _draw(key, chosen, small, sampler, of_shards)
+                return {i: of_leaf(leaf, levels[i] * eps[i]) for i, leaf in chosen.items()}
+
+            found = apart(perturbed, chosen)
             return treedef.unflatten([found.get(i, leaf) for i, leaf in enumerate(leaves)])
 
         return noisy
+
+    def of_leaf(leaf, noise):
+        return combine(leaf.astype(noise.dtype), noise).astype(leaf.dtype)
 
     return perturb
 
@@ -162,53 +166,49 @@ def _check_bool(value):
     )
 
 
-def _draw(key, leaves, block, sampler):
-    """Returns the draws for each leaf, by its position and flat, and how often a loop ran."""
-    drawn, rounds = {}, jnp.int32(0)
-    for dtype in sorted({wide_dtype(leaf.dtype) for leaf in leaves.values()}, key=str):
-        sizes = {i: x.size for i, x in leaves.items() if wide_dtype(x.dtype) == dtype}
-        some, more = _draw_dtype(key, sizes, block, dtype, sampler)
-        drawn, rounds = drawn | some, rounds + more
-    return drawn, rounds
+def _draw(key, leaves, small, sampler, of_shards):
+    """Returns the draws for each leaf, by its position: `sampler(its key, its shape, its dtype)`.
 
-
-def _draw_dtype(key, sizes, block, dtype, sampler):
-    """One loop over blocks draws for all leaves of a dtype.
-
-    XLA would compile a sampler for every leaf (measured for the 149 leaves of EfficientNet-Lite0:
-    30 s instead of 4 s), and fuse it into whatever uses the noise, such as a convolution, which
-    then draws the same numbers many times over.
+    The numbers of a large leaf are drawn in its shape, each from its position, so that XLA makes
+    them where the leaf lives. Small leaves take theirs from flat blocks, which one loop draws:
+    XLA would compile the sampler for each of them, of 149 leaves in EfficientNet-Lite0 100.
     """
-    blocks = [-(-size // block) for size in sizes.values()]
-    positions = np.repeat(np.fromiter(sizes, np.uint32), blocks)
-    numbers = np.concatenate([np.arange(n, dtype=np.uint32) for n in blocks])
-    # At least two rounds, if there is more than one block: XLA makes no loop of one.
-    num = len(positions)
-    rounds = max(min(max(-(-num // _BLOCKS_AT_ONCE), 2), num), 1)
-    at_once = -(-num // rounds)
-    # The last block is drawn again where the rounds do not share the blocks evenly.
-    rows = np.minimum(np.arange(rounds * at_once), num - 1).reshape(rounds, at_once)
+    shards = {i: shard_index(leaf) if of_shards else None for i, leaf in leaves.items()}
+    in_blocks, alone = {}, []
+    for i, leaf in leaves.items():
+        in_a_block = shards[i] is None and leaf.size <= small
+        (in_blocks.setdefault(wide_dtype(leaf.dtype), []) if in_a_block else alone).append(i)
 
-    def draw_one(position, number):
-        block_key = jax.random.fold_in(jax.random.fold_in(key, position), number)
-        return _draw_block(block_key, block, dtype, sampler)
+    def draw(key):
+        drawn = {}
+        for dtype, group in in_blocks.items():
 
-    # Over integers: under vmap, JAX's checker of keys takes a scan over keys for a reuse.
-    def draw_round(done, row):
-        return done + 1, jax.vmap(draw_one)(*row)
+            def draw_block(position, dtype=dtype):
+                return _ask(sampler, jax.random.fold_in(key, position), (small,), dtype)
 
-    done, drawn = jax.lax.scan(draw_round, jnp.int32(0), (positions[rows], numbers[rows]))
-    drawn = jnp.split(drawn.reshape(-1, block)[:num], np.cumsum(blocks)[:-1])
-    flat = {i: eps.ravel()[:size] for (i, size), eps in zip(sizes.items(), drawn, strict=True)}
-    return flat, done
+            # At least two rounds: XLA makes no loop of one, and rounds what it fuses otherwise.
+            rounds = np.resize(np.array(group, np.uint32), max(len(group), 2))
+            # Over integers: under vmap, JAX's checker of keys takes a loop over keys for a reuse.
+            blocks = jax.lax.map(draw_block, rounds)
+            for place, i in enumerate(group):
+                drawn[i] = blocks[place, : leaves[i].size].reshape(leaves[i].shape)
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        keys = fold(key, np.array(alone, np.uint32)) if alone else []
+        for i, leaf_key in zip(alone, keys, strict=True):
+            if shards[i] is not None:
+                leaf_key = jax.random.fold_in(leaf_key, shards[i])
+            drawn[i] = _ask(sampler, leaf_key, leaves[i].shape, wide_dtype(leaves[i].dtype))
+        return drawn
+
+    return laid_out_as(leaves, draw)(key)
 
 
-def _draw_block(key, block, dtype, sampler):
-    eps = sampler(key, (block,), dtype)
+def _ask(sampler, key, shape, dtype):
+    eps = sampler(key, shape, dtype)
     require(
-        is_array(eps) and is_real(eps) and eps.shape == (block,),
+        is_array(eps) and is_real(eps) and eps.shape == shape,
         "sampler(key, shape, dtype) must return an array of real numbers of the shape that it is "
-        f"asked for, ({block},); got {eps!r:.80}.",
+        f"asked for, {shape}; got {eps!r:.80}.",
         TypeError,
     )
     return eps.astype(dtype)

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from smoothjax import reductions
+from smoothjax._box_muller import box_muller
 from smoothjax._checks import check_integer
 from smoothjax._loop import monte_carlo
 from smoothjax._perturb import additive, multiplicative, perturbation
@@ -28,7 +29,7 @@ def smoothgrad(
     num_samples: int = 50,
     argnum: int = 1,
     where: Any = None,
-    sampler: Sampler = jax.random.normal,
+    sampler: Sampler = box_muller,
     reduction: Reduction = reductions.mean(),
     chunk_size: int | None = None,
     tolerance: Any = None,
@@ -54,7 +55,8 @@ def smoothgrad(
         returns one, such as `by_path(...)`. None means all; one level by range for several leaves
         needs it, since one may be a mask of floats.
       sampler: a function `(key, shape, dtype)` of independent draws, of mean 0 and variance 1, like
-        those of `jax.random`. It is asked for blocks, not for leaves.
+        those of `jax.random`. A number must depend on the key and its position only: large leaves
+        are drawn in their shape, small ones take the first numbers of a flat block.
       reduction: what becomes of the draws, from `smoothjax.reductions`.
       chunk_size: how many draws are evaluated at once. It bounds memory and changes no result
         beyond rounding. None: 10 for x of the size of a photo, up to 50 for a smaller one; 10 with
@@ -110,7 +112,7 @@ def noisegrad(
     num_samples: int = 25,
     argnum: int = 0,
     where: Any = None,
-    sampler: Sampler = jax.random.normal,
+    sampler: Sampler = box_muller,
     reduction: Reduction = reductions.mean(),
     chunk_size: int = 1,
     tolerance: Any = None,
@@ -139,7 +141,8 @@ def noisegrad(
         convolution with a batch of weights is a grouped one, so 1 is usually best.
       tolerance: if given, when to stop before `num_samples`, as in `smoothgrad`.
       sharding: if given, how the draws of a chunk are spread over devices, as in `smoothgrad`; the
-        chunk must then be as large as the axis.
+        chunk must then be as large as the axis. Weights that are divided over devices need none:
+        their noise is drawn where they live.
 
     Returns:
       A stochastic explainer `smoothed(key, params, x, *rest)`. Under `jax.vmap` with `in_axes=None`
@@ -318,7 +321,8 @@ def squaregrad(explain: Explainer, sigma: Any = relative(0.15), **options: Any) 
 
 def _smooth(explain, combine, *, sigma, argnum, where, sampler, **loop):
     at = at_argument(explain, argnum)
-    perturb = perturbation(combine, sigma, where, sampler)
+    # Inside `jax.shard_map` a device has a part of the weights, but an example of its own.
+    perturb = perturbation(combine, sigma, where, sampler, of_shards=argnum == 0)
     average = monte_carlo(**loop)
 
     def smoothed(key, *args, **kwargs):

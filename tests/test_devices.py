@@ -1,6 +1,8 @@
 """The same map on one device and on eight: draws over a mesh, a batch over a mesh, and both."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +175,118 @@ def test_inside_shard_map(transform, key):
         explain, mesh=devices, in_specs=(P(), P(), P("batch")), out_specs=P("batch")
     )
     close(jax.jit(mapped)(key, PARAMS, xs), explain(key, PARAMS, xs))
+
+
+LAYOUTS = {
+    "fully sharded": [P("model", None)] * 3 + [P()],
+    "tensor parallel": [P(None, "model"), P("model", None), P(None, "model"), P("model")],
+    "a middle axis and two at once": [
+        P(None, "model"), P("draws", "model"), P(("draws", "model"), None), P(("draws", "model"))
+    ],
+}  # fmt: skip
+WEIGHTS = [jnp.linspace(-1.0, 1.0, 2**18).reshape(512, 512)] * 3 + [jnp.linspace(1.0, 2.0, 512)]
+COLLECTIVES = "all-gather|all-to-all|collective-permute|all-reduce"
+
+
+def moved_between_devices(program):
+    """The shapes of what the collectives of a compiled program return."""
+    found = re.findall(rf"\[([\d,]*)\]\S* (?:{COLLECTIVES})(?:-start)?\(", program.as_text())
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in found]
+
+
+def divided(weights, layout, axis_type):
+    devices = mesh(
+        8, axis_type, ("draws", "model"), (1, 8) if "draws" not in str(layout) else (2, 4)
+    )
+    placed = [
+        jax.device_put(w, NamedSharding(devices, spec))
+        for w, spec in zip(weights, layout, strict=True)
+    ]
+    return devices, placed
+
+
+@each_type
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_noise_is_drawn_where_the_weight_lives(layout, axis_type, key):
+    """No communication, an eighth of the memory, and the numbers of one device."""
+    noisy = jax.jit(sj.noisegrad(lambda params: params, 0.3, num_samples=2))
+    whole = noisy.lower(key, WEIGHTS).compile()
+    devices, placed = divided(WEIGHTS, layout, axis_type)
+    with jax.set_mesh(devices):
+        program = noisy.lower(key, placed).compile()
+        got = program(key, placed)
+    assert not moved_between_devices(program)
+    whole_bytes, part_bytes = (p.memory_analysis().temp_size_in_bytes for p in (whole, program))
+    assert part_bytes < 1.3 * whole_bytes / 8 + WEIGHTS[0].nbytes / 8
+    assert all(
+        g.sharding.is_equivalent_to(w.sharding, w.ndim) for g, w in zip(got, placed, strict=True)
+    )
+    close(got, whole(key, WEIGHTS))
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[n] for n in ("fully sharded", "tensor parallel")])
+def test_a_network_with_divided_weights(layout, key):
+    """As XLA runs it on Auto axes: only activations cross between devices."""
+
+    def score(params, x):
+        for w in params[:3]:
+            x = jnp.tanh(x @ w)
+        return x @ params[3]
+
+    explain = jax.jit(sj.noisegrad(sj.smoothgrad(sj.saliency(score), 0.1, num_samples=2), 0.3,
+                                   num_samples=2))  # fmt: skip
+    x = jnp.linspace(-0.1, 0.1, 512)
+    devices, placed = divided(WEIGHTS, layout, AUTO)
+    program = explain.lower(key, placed, jax.device_put(x, NamedSharding(devices, P()))).compile()
+    moved = moved_between_devices(program)
+    assert max(math.prod(shape) for shape in moved) < 2**13
+    close(explain(key, placed, x), explain(key, WEIGHTS, x), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(513, 130), (9, 77, 101), (5, 4099)], ids=str)
+def test_sizes_that_do_not_divide(shape, key):
+    """Divided inside a program, where XLA pads them."""
+    devices = mesh(8, AUTO, ("model",))
+    spec = P("model") if shape[0] > 8 else P(None, "model")
+    sharding = NamedSharding(devices, spec)
+    see = sj.noisegrad(lambda params: params, 0.3, num_samples=2)
+
+    def inside(key, params):
+        return see(key, jax.lax.with_sharding_constraint(params, sharding))
+
+    params = jnp.linspace(1.0, 2.0, math.prod(shape)).reshape(shape)
+    close(np.asarray(jax.jit(inside)(key, params)), jax.jit(see)(key, params))
+    total = jax.jit(lambda key, params: jnp.sum(inside(key, params)))
+    assert set(moved_between_devices(total.lower(key, params).compile())) == {()}
+
+
+@pytest.mark.parametrize("smooth", [sj.noisegrad, functools.partial(sj.smoothgrad, argnum=0)])
+@pytest.mark.parametrize("width", [4, 512], ids=["small", "large"])
+def test_parts_of_the_weights_inside_shard_map_have_noise_of_their_own(smooth, width, key):
+    """And what all devices share, such as a bias, stays what they share."""
+    devices = mesh(8, AUTO, ("model",))
+    varying = {}
+
+    def look(params, x):
+        varying.update({name: "model" in str(jax.typeof(w)) for name, w in params.items()})
+        return params
+
+    see = smooth(look, 1.0, num_samples=2, reduction=reductions.stack())
+    params = {"kernel": jnp.ones((64, width)), "bias": jnp.ones(width)}
+    specs = {"kernel": P("model"), "bias": P()}
+    mapped = jax.shard_map(
+        lambda key, params: see(key, params, 0.0),
+        mesh=devices,
+        in_specs=(P(), specs),
+        out_specs=P(None, "model"),  # of each device, for the bias too
+    )
+    drawn = jax.jit(mapped)(key, params)
+    eps = np.asarray(drawn["kernel"]) - 1
+    assert np.unique(eps).size > 0.98 * eps.size
+    parts = eps.reshape(2, 8, 8 * width)
+    assert np.abs(np.corrcoef(parts.reshape(16, -1)) - np.eye(16)).max() < 5.5 / (8 * width) ** 0.5
+    assert varying == {"kernel": True, "bias": False}
+    close(drawn["bias"], jnp.tile(see(key, params, 0.0)["bias"], (1, 8)))
 
 
 @pytest.mark.slow

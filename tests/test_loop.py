@@ -140,10 +140,26 @@ def test_flops_of_weight_noise(network, key):
 
 
 def test_noise_is_drawn_once_and_not_fused_into_what_uses_it(network, key):
-    """The compiled program holds one sampler for all leaves, in a loop of its own."""
+    """The compiled program holds one root for each large leaf: one of Box and Muller's."""
     score, params, x = network
     text = compiled(sj.noisegrad(sj.saliency(score), 0.1), key, params, x).as_text()
-    assert 1 <= text.count(" log1p(") + text.count("log-plus-one(") <= 2
+    assert text.count(" sqrt(") == len(params)
+
+
+def test_noise_on_weights_takes_the_memory_of_one_copy(network, key):
+    score, params, x = network
+    explain = sj.saliency(score)
+    more = temporary_bytes(sj.noisegrad(explain, 0.1), key, params, x)
+    more -= temporary_bytes(sj.noisegrad(explain, 0.1, where=[True] + [False] * 7), key, params, x)
+    assert more < 1.1 * 7 * params[0].nbytes
+
+
+def test_small_leaves_share_one_loop(key):
+    """However many there are, or compiling takes longer than running."""
+    params = [jnp.ones(n) for n in range(1, 41)]
+    explain = sj.saliency(lambda params, x: sum(jnp.sum(w) for w in params) * x)
+    text = compiled(sj.noisegrad(explain, 0.1), key, params, jnp.float32(1)).as_text()
+    assert text.count(" sqrt(") <= 2
 
 
 def test_a_shared_key_leaves_the_weights_unbatched(network, key):

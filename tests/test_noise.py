@@ -1,6 +1,7 @@
 """The noise itself, seen through the identity explainer with `stack()`."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,7 @@ def test_noise_is_normal_independent_and_of_the_given_level():
     assert np.abs(along_draws).max() < 5 / np.sqrt(2000)
 
 
-def test_large_leaves_draw_in_independent_blocks():
-    """Noise is drawn 1024 numbers at a time, and the numbers of two blocks must not be the same."""
+def test_parts_of_large_leaves_are_independent():
     x = {"a": jnp.zeros((50, 60)), "b": jnp.zeros(7), "c": jnp.zeros(2100)}
     draws = draws_of(x, 1.0, num_samples=300)
     everything = np.concatenate([draws[k].reshape(300, -1) for k in x], axis=1)
@@ -55,26 +55,42 @@ def test_large_leaves_draw_in_independent_blocks():
         assert abs(correlation) < 5 / np.sqrt(first.size)
 
 
-def test_the_documented_keys_give_the_noise():
-    """fold_in(key, draw), split; fold_in(noise key, leaf); fold_in(leaf key, block)."""
-    x = (jnp.zeros(3), jnp.zeros((30, 50)))
-    draws = draws_of(x, 1.0, num_samples=2, seed=5)
+@pytest.mark.parametrize("sampler", [box_muller, jax.random.normal, jax.random.rademacher])
+def test_the_documented_keys_give_the_noise(sampler):
+    """fold_in(key, draw), split; fold_in(noise key, leaf); then a number for each position."""
+    x = (jnp.zeros((2, 3)), jnp.zeros(7), jnp.zeros((60, 50)), jnp.zeros(()))
+    draws = draws_of(x, 1.0, num_samples=2, seed=5, sampler=sampler)
     noise_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(5), 1))
-    leaf_key = jax.random.fold_in(noise_key, 1)
-    blocks = [jax.random.normal(jax.random.fold_in(leaf_key, b), (1024,)) for b in (0, 1)]
-    want = jnp.concatenate(blocks)[:1500].reshape(30, 50)
-    np.testing.assert_allclose(draws[1][1], want, rtol=1e-6)
+    for i, leaf in enumerate(x):
+        want = sampler(jax.random.fold_in(noise_key, i), leaf.shape, jnp.float32)
+        np.testing.assert_allclose(draws[i][1], want, rtol=1e-5, atol=1e-6)
 
 
-def test_small_leaves_draw_no_more_than_they_need():
-    asked = []
+def test_small_leaves_draw_no_more_than_they_need_and_large_ones_in_their_shape():
+    def asked(*shapes, **options):
+        seen = []
 
-    def sampler(key, shape, dtype):
-        asked.append(shape)
-        return jax.random.normal(key, shape, dtype)
+        def sampler(key, shape, dtype):
+            seen.append(shape)
+            return jax.random.normal(key, shape, dtype)
 
-    draws_of((jnp.zeros(3), jnp.zeros(10)), 1.0, num_samples=2, sampler=sampler)
-    assert set(asked) == {(10,)}
+        draws_of(tuple(map(jnp.zeros, shapes)), 1.0, num_samples=2, sampler=sampler, **options)
+        return set(seen)
+
+    assert asked((3,), (10,)) == {(10,)}
+    assert asked((3,), (2, 5), (50, 60)) == {(10,), (50, 60)}
+    assert asked((3,), (2, 5), (50, 60), where=(True, False, False)) == {(10,)}
+
+
+def test_positions_beyond_32_bits_are_told_apart(monkeypatch):
+    """With words of 4 bits, since no array of 2**32 numbers fits here."""
+    monkeypatch.setattr(_box_muller, "_WORD", 2**4)
+    for shape, wraps in [((3, 2, 4, 2), True), ((5, 3, 3), True), ((2, 8), False), ((), False)]:
+        words = np.stack([np.asarray(w).ravel() for w in _box_muller._position(shape)], axis=1)
+        assert len(np.unique(words, axis=0)) == math.prod(shape)
+        assert words.max(initial=0) < 2**4
+        assert words[:, 0].any() == wraps
+    np.testing.assert_array_equal(_box_muller._position((2, 8))[1].ravel(), np.arange(16))
 
 
 def test_rules_do_not_see_what_is_left_out():

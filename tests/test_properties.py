@@ -217,7 +217,7 @@ def draws_of(case):
         noisy = []
         for position, leaf in enumerate(flat):
             if floats[position] and chosen[position] is not False:
-                leaf_key = jax.random.fold_in(jax.random.fold_in(noise_key, position), 0)
+                leaf_key = jax.random.fold_in(noise_key, position)
                 wide = np.result_type(leaf.dtype, np.float32)
                 eps = np.asarray(case.sampler(leaf_key, (max(largest, 1),), wide))
                 level = levels[position]

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from smoothjax import reductions
+from smoothjax._box_muller import box_muller
 from smoothjax._checks import (
     check_function,
     check_integer,
@@ -52,7 +53,7 @@ def accuracy_drop(
     chance: float = 0.0,
     num_samples: int = 25,
     where: Any = None,
-    sampler: Sampler = jax.random.normal,
+    sampler: Sampler = box_muller,
     batch_size: int = 25,
 ) -> Callable[..., Estimate]:
     """Returns a function that estimates the share of accuracy which weight noise destroys.
@@ -166,7 +167,7 @@ def sigma_for_accuracy_drop(
     num_steps: int = 10,
     num_samples: int = 25,
     where: Any = None,
-    sampler: Sampler = jax.random.normal,
+    sampler: Sampler = box_muller,
     batch_size: int = 25,
 ) -> Callable[..., SigmaEstimate]:
     """Returns a function that finds the weight noise which costs a share of the accuracy.

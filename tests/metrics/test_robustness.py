@@ -188,7 +188,8 @@ def test_more_samples_find_more_and_the_first_are_the_same(key):
     few, more, many = (
         run(local_lipschitz, squared, key, 1.0, X, num_samples=n) for n in (1, 10, 100)
     )
-    assert few < more < many
+    assert few <= more <= many
+    assert few < many
     assert run(average_sensitivity, squared, key, 1.0, X) < run(
         max_sensitivity, squared, key, 1.0, X
     )
