@@ -39,7 +39,8 @@ def main():
     options = {"num_samples": arguments.samples, "batch_size": 20 if is_text else 5}
     options |= {"where": net.where} if is_text else {}
     start = time.perf_counter()
-    find = sj.sigma_for_accuracy_drop(predict, interval=(0.002, 0.2), num_steps=6, **options)
+    interval = (0.05, 1.0) if is_text else (0.002, 0.2)
+    find = sj.sigma_for_accuracy_drop(predict, interval=interval, num_steps=6, **options)
     found = jax.jit(find)(key, net.params, xs, labels)
     print(f"{net.name}: sigma {found.sigma:.4f} +- {found.stderr:.4f} costs", end=" ")
     print(f"{found.drop.mean:.1%} +- {found.drop.stderr:.1%} of the accuracy", flush=True)
@@ -47,7 +48,7 @@ def main():
     clean = jax.lax.map(lambda x: jnp.argmax(predict(net.params, x)), xs, batch_size=5)
     drop_at = jax.jit(sj.accuracy_drop(predict, **options))
     table = []
-    for sigma in (0.01, 0.02, 0.05, 0.1, 0.2):
+    for sigma in (0.1, 0.2, 0.5) if is_text else (0.01, 0.02, 0.05, 0.1, 0.2):
         drop = drop_at(key, net.params, xs, labels, sigma)
         table.append({"sigma": sigma, "drop": float(drop.mean), "stderr": float(drop.stderr)})
         print(f"  sigma {sigma}: {drop.mean:.1%} +- {drop.stderr:.1%}", flush=True)
@@ -79,7 +80,7 @@ def photos(net, path):
 def retrieval(net):
     """What says how alike a sentence and each of the others are, the sentences, and their pairs."""
     sentences = [sentence for pair in sentence_pairs() for sentence in pair]
-    tokens = [net.tokens(sentence, 16) for sentence in sentences]
+    tokens = [net.tokens(sentence, 13) for sentence in sentences]
     ids, masks = (jnp.stack([getattr(one, name) for one in tokens]) for name in ("ids", "mask"))
 
     def encode(params, ids, mask):

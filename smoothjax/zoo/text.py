@@ -132,8 +132,8 @@ def load_text() -> TextNetwork:
         encode=encode,
         score=score,
         where=by_path(is_dense),
-        sigma_weights=0.1,
-        sigma_weights_stderr=0.0,
+        sigma_weights=0.33,
+        sigma_weights_stderr=0.02,
     )
 
 
