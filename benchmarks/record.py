@@ -4,6 +4,7 @@ import datetime
 import functools
 import json
 import os
+import pathlib
 import platform
 import statistics
 import time
@@ -85,6 +86,12 @@ def fastest(functions, arguments, repeats, pause=0.0):
 def median_ratio(times, others):
     """The median over the rounds of time to other time, or to the sum of several other times."""
     return statistics.median(time / sum(round) for time, *round in zip(times, *others, strict=True))
+
+
+def sentence_pairs():
+    """A hundred pairs of sentences that mean about the same, in other words."""
+    lines = pathlib.Path(__file__).with_name("sentences.tsv").read_text(encoding="utf-8")
+    return [tuple(line.split("\t")) for line in lines.splitlines()]
 
 
 class Photo(NamedTuple):

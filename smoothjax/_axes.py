@@ -45,7 +45,8 @@ def axes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     require(
         len(set(positive)) == len(axes),
         f"axes {axes} must be different axes of an array of shape {shape}. Type axes=(0,) for "
-        "signals and tabular data, axes=(0, 1) for images.",
+        "signals and tabular data, axes=(0, 1) for images. Of an x of both, explain one at a time, "
+        "by a score of it alone: lambda params, image: score(params, {**x, 'image': image}).",
     )
     if axes is IMAGE:
         _check_image(shape)

@@ -195,8 +195,9 @@ def _draw(key, leaves, small, sampler, of_shards):
         fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
         keys = fold(key, np.array(alone, np.uint32)) if alone else []
         for i, leaf_key in zip(alone, keys, strict=True):
-            if shards[i] is not None:
-                leaf_key = jax.random.fold_in(leaf_key, shards[i])
+            shard = shards[i]
+            if shard is not None:
+                leaf_key = jax.random.fold_in(leaf_key, shard)
             drawn[i] = _ask(sampler, leaf_key, leaves[i].shape, wide_dtype(leaves[i].dtype))
         return drawn
 

@@ -4,8 +4,20 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from smoothjax.plotting import estimates, gallery, heatmap
+from smoothjax.plotting import (
+    bars,
+    beeswarm,
+    estimates,
+    gallery,
+    heatmap,
+    signal,
+    text,
+    text_html,
+)
 from smoothjax.reductions import Estimate
 
 
@@ -174,3 +186,160 @@ def test_estimates_that_are_not_finite_are_left_out():
     low, high = figure.axes[0].get_xlim()
     assert np.isfinite([low, high]).all()
     assert high - low < 10
+
+
+PIECES = ["un", "##able", "<b>", "$", "&", "##$"]
+NUMBERS = [1.0, -1.0, 0.0, np.nan, 0.5, -0.25]
+
+
+def boxes(figure):
+    return [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+
+
+def test_text_is_red_above_zero_blue_below_and_green_where_there_is_none():
+    figure = text(PIECES, NUMBERS)
+    figure.savefig(io.BytesIO())
+    colors = np.array([box.get_facecolor()[:3] for box in boxes(figure)])
+    assert to_hex(colors[3]) == "#32cd32"
+    red, _, blue = colors.T
+    assert (np.sign((red - blue)[[0, 1, 4, 5]]) == [1, -1, 1, -1]).all()
+    assert colors[2].min() > 0.95  # white
+    assert colors[4].min() > colors[0].min()  # paler
+
+
+def test_parts_of_a_word_stand_side_by_side_and_words_apart():
+    first, second, third, *_ = boxes(text(PIECES, NUMBERS))
+    assert first.get_x() + first.get_width() == pytest.approx(second.get_x())
+    assert second.get_x() + second.get_width() < third.get_x() - 0.5
+
+
+def test_long_text_is_broken_between_words_and_stays_inside():
+    figure = text(["word", "##s"] * 40 + ["x" * 80], np.ones(81))
+    figure.canvas.draw()
+    found = boxes(figure)
+    tops = [box.get_y() for box in found]
+    assert len(set(tops)) > 3
+    assert all(one == other for one, other in zip(tops[0:80:2], tops[1:80:2], strict=True))
+    for box in found:
+        assert figure.bbox.padded(1).contains(*box.get_window_extent().min)
+        assert figure.bbox.padded(1).contains(*box.get_window_extent().max)
+
+
+def test_html_is_escaped_and_shows_the_same_colours():
+    markup = text_html(['<script>alert("&")</script>', "##x", "y"], [1.0, 0.5, -1.0])._repr_html_()
+    assert "&lt;script&gt;alert(&quot;&amp;&quot;)&lt;/script&gt;" in markup
+    assert markup.count("<") == 6  # spans alone
+    assert "</span><span" in markup  # a word
+    assert "</span> <span" in markup  # and the next
+    for box in boxes(text(["a", "##x", "y"], [1.0, 0.5, -1.0])):
+        assert f"background:{to_hex(box.get_facecolor())}" in markup
+    assert 'title="0.5"' in markup
+
+
+def test_bars_are_in_order_with_their_errors():
+    values = Estimate(jnp.array([0.1, -0.5, 0.3]), jnp.array([0.05, 0.1, 0.02]), 9)
+    axes = bars(["a", "b", "c"], values).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c", "a"]
+    drawn, errors = axes.containers[1], axes.containers[0]
+    np.testing.assert_allclose([bar.get_width() for bar in drawn], [-0.5, 0.3, 0.1])
+    ends = [segment[:, 0] for segment in errors.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[-0.6, -0.4], [0.28, 0.32], [0.05, 0.15]])
+    top, *_, bottom = (axes.transData.transform((0, row))[1] for row in range(3))
+    assert top > bottom
+
+
+def test_a_swarm_has_a_dot_for_each_example_and_none_on_another():
+    rng = np.random.default_rng(0)
+    xs = rng.normal(size=(60, 3))
+    xs[:, 2] = rng.integers(0, 2, 60)
+    xs[4, 0] = np.nan
+    maps = np.nan_to_num(xs) * np.array([0.1, 1.0, -0.5])
+    figure = beeswarm(["a", "b", "c"], maps, xs)
+    figure.savefig(io.BytesIO())
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c", "a"]
+    for row, (feature, dots) in enumerate(zip([1, 2, 0], axes.collections, strict=True)):
+        places = np.asarray(dots.get_offsets())
+        np.testing.assert_array_equal(places[:, 0], maps[:, feature])
+        assert np.abs(places[:, 1] - row).max() <= 0.4 + 1e-9
+        assert len(np.unique(places, axis=0)) == 60
+        shade = np.ma.getdata(dots.get_array())
+        np.testing.assert_array_equal(np.isnan(shade), np.isnan(xs[:, feature]))
+        known = ~np.isnan(shade)
+        assert (np.diff(shade[known][np.argsort(xs[known, feature])]) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1), (20, 3)])
+def test_a_signal_is_a_line_for_each_channel_coloured_at_each_time(shape):
+    rng = np.random.default_rng(0)
+    x, attribution = rng.normal(size=(2, *shape))
+    figure = signal(x, attribution)
+    figure.savefig(io.BytesIO())
+    lines = figure.axes[0].collections
+    assert len(lines) == (1 if len(shape) == 1 else shape[1])
+    for channel, line in enumerate(lines):
+        segments = np.array(line.get_segments())
+        np.testing.assert_array_equal(segments[:, 1, 0], np.arange(20))
+        height = segments[:, 1, 1] - x.reshape(20, -1)[:, channel]
+        np.testing.assert_allclose(height, height[0], atol=1e-9)
+        np.testing.assert_array_equal(line.get_array(), attribution.reshape(20, -1)[:, channel])
+        assert line.norm.vmin == -line.norm.vmax  # 0 is in the middle
+
+
+def test_a_pooled_map_colours_all_channels_of_a_signal():
+    x, attribution = np.ones((9, 2)), np.arange(9.0)
+    for line in signal(x, attribution).axes[0].collections:
+        np.testing.assert_array_equal(line.get_array(), attribution)
+
+
+def test_axes_of_ones_own():
+    xs = np.random.default_rng(0).normal(size=(9, 2))
+    for draw in (
+        lambda ax: text(PIECES, NUMBERS, ax=ax),
+        lambda ax: bars(["a", "b"], xs[0], ax=ax),
+        lambda ax: beeswarm(["a", "b"], xs, xs, ax=ax),
+        lambda ax: signal(xs, xs, ax=ax),
+    ):
+        figure = Figure(layout="constrained")
+        left, right = figure.subplots(1, 2)
+        assert draw(right) is figure
+        figure.savefig(io.BytesIO())
+        assert not left.has_data()
+        assert right.patches or right.collections
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: text(PIECES, np.zeros((6, 3))),
+        lambda: text_html(PIECES, np.zeros(5)),
+        lambda: bars(["a"], np.zeros(2)),
+        lambda: beeswarm(["a", "b"], np.zeros((3, 2)), np.zeros((4, 2))),
+        lambda: beeswarm(["a"], np.zeros((3, 2)), np.zeros((3, 2))),
+        lambda: signal(np.zeros((5, 2)), np.zeros((4, 2))),
+        lambda: signal(np.zeros((5, 2, 1)), np.zeros((5, 2, 1))),
+    ],
+)
+def test_pictures_of_what_does_not_fit(draw):
+    with pytest.raises(ValueError, match=r"needs|there are 1 names"):
+        draw()
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda value: text(["a"], value), lambda value: signal(np.zeros(5), value)]
+)
+def test_pictures_of_an_estimate_say_what_to_type(draw):
+    with pytest.raises(TypeError, match=r"estimate\.mean"):
+        draw(Estimate(np.zeros(1), np.zeros(1), 9))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+def test_pictures_of_constants_come_without_warnings(value):
+    constant = np.full((6, 2), value)
+    for figure in (
+        text(["a", "b"], constant[0]),
+        bars(["a", "b"], constant[0]),
+        beeswarm(["a", "b"], np.zeros((6, 2)), constant),
+        signal(np.ones((6, 2)), constant),
+    ):
+        figure.savefig(io.BytesIO())

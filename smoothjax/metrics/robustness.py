@@ -204,7 +204,13 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
     def metric(key, *args, **kwargs):
         x, explain_at = at(args, kwargs)
         check_has_inexact(x)
-        require(is_array(x), f"x must be one array; got a {type(x).__name__}.", TypeError)
+        require(
+            is_array(x),
+            f"x must be one array; got a {type(x).__name__}. Judge the map of one of its arrays, "
+            "by an explainer of that array alone: "
+            "lambda params, image: explain(params, {**x, 'image': image})['image'].",
+            TypeError,
+        )
         x = jnp.asarray(x)
         level = fit(radius(x) if callable(radius) else radius, x, "radius")
         noisy = perturbation(additive, level, sampler=_UNIFORM)(x)

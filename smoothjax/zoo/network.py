@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.resources
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from smoothjax.scores import class_score
 from smoothjax.zoo.checkpoint import CheckpointError, read_checkpoint
 from smoothjax.zoo.efficientnet import from_checkpoint
 from smoothjax.zoo.photos import centre_square, to_rgb
+from smoothjax.zoo.text import NAME as TEXT
+from smoothjax.zoo.text import TextNetwork, load_text
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -97,22 +99,30 @@ class Network:
     sigma_weights_stderr: float
 
 
-def load(name: str) -> Network:
+@overload
+def load(name: Literal["minilm-l6"]) -> TextNetwork: ...
+@overload
+def load(name: str) -> Network: ...
+def load(name: str) -> Network | TextNetwork:
     """Loads a pretrained network.
 
     Args:
-      name: "efficientnet-lite0" (224 px) or "efficientnet-lite2" (260 px).
+      name: "efficientnet-lite0" (224 px) or "efficientnet-lite2" (260 px), for photos; "minilm-l6",
+        for sentences.
 
     Returns:
-      The `Network`.
+      The `Network`, or the `TextNetwork`.
 
     Raises:
       ValueError: if there is no network of this name.
-      ImportError: if the package that holds its weights is not installed.
+      ImportError: if the package that holds its weights, or one that reads them, is not installed.
       CheckpointError: if the installed file of weights is not the published one.
     """
+    if name == TEXT:
+        return load_text()
     if name not in _TABLE:
-        raise ValueError(f"unknown network {name!r}; load one of {', '.join(map(repr, _TABLE))}")
+        known = ", ".join(map(repr, [*_TABLE, TEXT]))
+        raise ValueError(f"unknown network {name!r}; load one of {known}")
     row = _TABLE[name]
     params, model = from_checkpoint(row.width, row.depth, _tensors(row))
 
