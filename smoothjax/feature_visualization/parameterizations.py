@@ -133,7 +133,7 @@ def maco(
 
     Args:
       decay: as in `fourier`.
-      std: the standard deviation of the image before `colors`, which stays as it is, within a few percent.
+      std: the standard deviation of the image before `colors`, which stays, up to a few percent.
       colors: as in `fourier`.
       axes: as in `fourier`.
 
