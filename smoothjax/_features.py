@@ -35,9 +35,9 @@ def draw_classes(args: argparse.Namespace) -> None:
     Raises:
       UserError: if that cannot be done.
     """
+    net = load(args.model)
     if args.cache:
         keep_compiled()
-    net = load(args.model)
     labels = [class_index(name, net.class_names, "--features") for name in args.features]
     make_folder(args.out)
     programs = {name: jax.jit(ascent) for name, ascent in ascents(net).items()}
