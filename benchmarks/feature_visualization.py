@@ -52,20 +52,21 @@ SHAKEN = chain(jitter(16), zoom(0.9, 1.1))
 
 # Of each row: parameterization, augmentation, optimizer, penalty.
 DEFAULTS = {
-    "fourier": (fourier(), SHAKEN, 0.05, None),
+    "fourier": (fourier(), SHAKEN, 0.1, None),
+    "decay 1, steps of 0.05": (fourier(decay=1.0), SHAKEN, 0.05, None),
+    "decay 1, steps of 0.15": (fourier(decay=1.0), SHAKEN, 0.15, None),
+    "decay 1, steps of 0.05, no augmentation": (fourier(decay=1.0), None, 0.05, None),
     "pixels": (pixels(), SHAKEN, 0.05, None),
     "maco": (maco(), SHAKEN, 0.1, None),
-    "fourier, no augmentation": (fourier(), None, 0.05, None),
-    "fourier, steps of 0.15": (fourier(), SHAKEN, 0.15, None),
-    "fourier, rotation": (fourier(), chain(SHAKEN, rotate(10)), 0.05, None),
-    "fourier, jitter only": (fourier(), jitter(16), 0.05, None),
-    "fourier, no colours": (fourier(colors=None), SHAKEN, 0.05, None),
-    "fourier, decay 1.5": (fourier(decay=1.5), SHAKEN, 0.05, None),
-    "fourier, wide zoom": (fourier(), chain(jitter(16), zoom(0.8, 1.6)), 0.05, None),
-    "fourier, total variation": (fourier(), SHAKEN, 0.05, total_variation(10)),
-    "pixels, colours": (pixels(colors=PHOTO_COLORS), SHAKEN, 0.05, None),
-    "pixels, no augmentation": (pixels(), None, 0.05, None),
-    "maco, wide zoom": (maco(), chain(jitter(16), zoom(0.8, 1.6)), 0.1, None),
+    "decay 2": (fourier(decay=2.0), SHAKEN, 0.1, None),
+    "steps of 0.05": (fourier(), SHAKEN, 0.05, None),
+    "no augmentation": (fourier(), None, 0.1, None),
+    "rotation": (fourier(), chain(SHAKEN, rotate(10)), 0.1, None),
+    "jitter only": (fourier(), jitter(16), 0.1, None),
+    "wide zoom": (fourier(), chain(jitter(16), zoom(0.8, 1.6)), 0.1, None),
+    "no colours": (fourier(colors=None), SHAKEN, 0.1, None),
+    "total variation": (fourier(), SHAKEN, 0.1, total_variation(10)),
+    "maco, decay 1.5": (maco(decay=1.5), SHAKEN, 0.1, None),
 }
 
 

@@ -87,7 +87,7 @@ def ascents(net: "Network") -> dict[str, Any]:
     return {
         name: sj.feature_visualization.activation_maximization(
             objective,
-            optax.adam(0.05),
+            optax.adam(0.1),
             shape=(net.image_size, net.image_size, 3),
             bounds=net.bounds,
             num_steps=NUM_STEPS,

@@ -57,7 +57,7 @@ def activation_maximization(
       objective: a function `objective(params, image, *rest)` that returns a scalar: a logit, the
         mean of a channel, a neuron, a direction, a sum of those; or a stochastic one, with a key
         first, which gets another at each step.
-      optimizer: one of optax, such as `optax.adam(0.05)`: an object with `init(z)` and
+      optimizer: one of optax, such as `optax.adam(0.1)`: an object with `init(z)` and
         `update(gradients, state, z)`, whose updates descend and are added. Schedules are its own.
       shape: the shape of the image, without a batch axis.
       bounds: a pair (lo, hi) that broadcasts to the image, in the units that the objective takes:
@@ -101,7 +101,7 @@ def activation_maximization(
     ascends = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
     require(
         ascends and not isinstance(optimizer, type),
-        "optimizer must be one of optax, with init and update, such as optax.adam(0.05); got "
+        "optimizer must be one of optax, with init and update, such as optax.adam(0.1); got "
         f"{optimizer!r:.80}.",
         TypeError,
     )

@@ -197,7 +197,7 @@ def network(params, x):
 
 def compiled(num_steps, **settings):
     settings = {"shape": (32, 32, 3), "parameterization": fourier()} | settings
-    maximize = ascent(network, optax.adam(0.05), num_steps=num_steps, **settings)
+    maximize = ascent(network, optax.adam(0.1), num_steps=num_steps, **settings)
     params = jax.ShapeDtypeStruct((3072, 2048), jnp.float32)
     return jax.jit(maximize).lower(jax.random.key(0), params).compile()
 
@@ -257,7 +257,7 @@ def test_name_and_signature():
 
 BAD_SETTINGS = [
     ({"objective": 3}, TypeError, "takes a function"),
-    ({"optimizer": 3}, TypeError, r"optimizer must be one of optax.*adam\(0.05\)"),
+    ({"optimizer": 3}, TypeError, r"optimizer must be one of optax.*adam\(0.1\)"),
     ({"optimizer": optax.adam}, TypeError, "optimizer must be one of optax"),
     ({"shape": 4}, TypeError, "shape must be a tuple"),
     ({"shape": ()}, TypeError, "shape must be a tuple"),
@@ -304,7 +304,7 @@ def test_the_price_on_a_real_network(settings, most):
 
     net = zoo.load("efficientnet-lite0")
     maximize = activation_maximization(
-        net.score, optax.adam(0.05), shape=(224, 224, 3), bounds=net.bounds, **settings
+        net.score, optax.adam(0.1), shape=(224, 224, 3), bounds=net.bounds, **settings
     )
     ascent = jax.jit(maximize).lower(jax.random.key(0), net.params, 285).compile()
     x = jax.ShapeDtypeStruct((224, 224, 3), jnp.float32)
