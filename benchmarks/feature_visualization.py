@@ -26,7 +26,6 @@ from record import write_record
 import smoothjax as sj
 from smoothjax import zoo
 from smoothjax.feature_visualization import (
-    PHOTO_COLORS,
     activation_maximization,
     chain,
     fourier,
@@ -179,7 +178,10 @@ def mean_and_error(by_seed):
 
 
 def compare_defaults(net, other, seeds, steps, end):
-    """What another network makes of plain ascents that differ in one setting."""
+    """What another network makes of plain ascents that differ in few settings.
+
+    The record is written after each row, so that it holds those that there was time for.
+    """
     targets = np.array(list(CLASSES.values()))
     judged, table = judge(net, net.score, other), {}
     for name, row in DEFAULTS.items():
@@ -189,8 +191,8 @@ def compare_defaults(net, other, seeds, steps, end):
             found.append(judged(kept(f"{name}-{steps}-{seed}", make, end)[0], targets))
         table[name] = {what: mean_and_error([f[what] for f in found]) for what in found[0]}
         print(name, {what: round(v["mean"], 2) for what, v in table[name].items()}, flush=True)
-    settings = {"steps": steps, "seeds": seeds, "classes": CLASSES}
-    write_record(HERE / "feature_visualization-defaults.json", {**settings, "rows": table})
+        settings = {"steps": steps, "seeds": seeds, "classes": CLASSES}
+        write_record(HERE / "feature_visualization-defaults.json", {**settings, "rows": table})
 
 
 def compare_noise(net, other, seeds, steps, end):

@@ -58,7 +58,7 @@ def test_colours_mix_the_channels_of_what_has_none(make):
 
 def test_a_step_of_adam_changes_low_frequencies_most():
     """The derivative by a coefficient is as its gain: that of frequency 2 is 4 times that of 8."""
-    parameterization, shape = fourier(colors=None), (32, 32)
+    parameterization, shape = fourier(decay=1.0, colors=None), (32, 32)
 
     def energy(coefficients):
         return jnp.vdot(parameterization.image(coefficients, shape), target)
