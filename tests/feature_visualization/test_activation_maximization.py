@@ -243,7 +243,7 @@ def test_a_picture_is_found(parameterization, key):
 
 
 def test_the_parameters_stay_as_they_are(key):
-    params = {"w": np.arange(4.0, dtype=np.float32)}
+    params = {"w": np.arange(4.0, dtype=jnp.result_type(float))}
     ascent(lambda params, x: params["w"] @ x)(key, params)
     np.testing.assert_array_equal(params["w"], np.arange(4.0))
 
