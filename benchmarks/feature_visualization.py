@@ -196,7 +196,7 @@ def compare_defaults(net, other, seeds, steps, end):
 
 
 def compare_noise(net, other, seeds, steps, end):
-    """What noise on the weights costs and gains, of classes and of channels."""
+    """What noise on the weights costs and gains, of classes and then of channels."""
     classes, channels = np.array(list(CLASSES.values())), np.array(CHANNELS)
     kinds = {
         "classes": (net.score, classes, judge(net, net.score, other)),
@@ -229,31 +229,31 @@ def compare_noise(net, other, seeds, steps, end):
             }
             table.setdefault(kind, {})[way] = row
             print(kind, way, {w: round(v["mean"], 2) for w, v in row.items() if "mean" in v})
-    draw(net, pictures, HERE / "feature_visualization.png")
-    settings = {
-        "steps": steps,
-        "seeds": seeds,
-        "sigma": net.sigma_weights,
-        "classes": CLASSES,
-        "channels": CHANNELS,
-    }
-    write_record(HERE / "feature_visualization.json", {**settings, **table})
+        draw(net, pictures, HERE / "feature_visualization.png")
+        settings = {
+            "steps": steps,
+            "seeds": seeds,
+            "sigma": net.sigma_weights,
+            "classes": CLASSES,
+            "channels": CHANNELS,
+        }
+        write_record(HERE / "feature_visualization.json", {**settings, "found": table})
 
 
 def draw(net, pictures, path):
     """A row for each way, a column for each class and channel, as a PNG of 256 colours."""
-    titles = [*CLASSES, *(f"channel {channel}" for channel in CHANNELS)]
-    figure = Figure(
-        figsize=(1.25 * len(titles) + 0.3, 1.25 * len(WAYS) + 0.3), layout="constrained"
-    )
-    grid = figure.subplots(len(WAYS), len(titles))
+    titles = {"classes": list(CLASSES), "channels": [f"channel {c}" for c in CHANNELS]}
+    kinds = dict.fromkeys(kind for kind, _ in pictures)
+    columns = [(kind, i, title) for kind in kinds for i, title in enumerate(titles[kind])]
+    size = 1.25 * len(columns) + 0.3, 1.25 * len(WAYS) + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(WAYS), len(columns))
     for row, way in zip(grid, WAYS, strict=True):
-        images = [*pictures["classes", way], *pictures["channels", way]]
-        for axes, image in zip(row, images, strict=True):
-            axes.imshow(net.unprocess(image))
-            axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(way, fontsize="x-small")
-    for axes, title in zip(grid[0], titles, strict=True):
+        for axes, (kind, i, _) in zip(row, columns, strict=True):
+            axes.imshow(net.unprocess(pictures[kind, way][i]))
+            axes.set(xticks=[], yticks=[])
+    for axes, (_, _, title) in zip(grid[0], columns, strict=True):
         axes.set_title(title, fontsize="x-small")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
