@@ -69,6 +69,10 @@ DEFAULTS = {
 }
 
 
+# Most channels behind a ReLU are silent for a grey image, and have no gradient to follow.
+AWAKE = (fourier(std=1.0), SHAKEN, 0.1, None)
+
+
 def drawn_anew(objective, sigma):
     """New weights at each step."""
     return sj.noisegrad(objective, sigma, num_samples=1)
@@ -199,18 +203,18 @@ def compare_noise(net, other, seeds, steps, end):
     """What noise on the weights costs and gains, of classes and then of channels."""
     classes, channels = np.array(list(CLASSES.values())), np.array(CHANNELS)
     kinds = {
-        "classes": (net.score, classes, judge(net, net.score, other)),
-        "channels": (channel_mean(net), channels, judge(net, channel_mean(net))),
+        "classes": (net.score, classes, judge(net, net.score, other), DEFAULTS["fourier"]),
+        "channels": (channel_mean(net), channels, judge(net, channel_mean(net)), AWAKE),
     }
     pictures, table = {}, {}
-    for kind, (objective, targets, judged) in kinds.items():
+    for kind, (objective, targets, judged, row) in kinds.items():
         found = {}
         for way, wrap in WAYS.items():
             sought = wrap(objective, net.sigma_weights)
             runs = [
                 kept(
                     f"{kind}-{way}-{steps}-{seed}",
-                    functools.partial(climb, net, sought, targets, seed, steps),
+                    functools.partial(climb, net, sought, targets, seed, steps, row),
                     end,
                 )
                 for seed in range(seeds)
@@ -220,15 +224,15 @@ def compare_noise(net, other, seeds, steps, end):
             judgements = [judged(one, targets) for one in images]
             found[way] = {what: [one[what] for one in judgements] for what in judgements[0]}
             found[way]["seconds of CPU"] = [[spent / len(targets)] for _, spent in runs]
-            row = {what: mean_and_error(values) for what, values in found[way].items()}
+            means = {what: mean_and_error(values) for what, values in found[way].items()}
             if seeds > 1:
-                row["agreement"] = {"mean": float(agreement(images).mean())}
-            row["minus plain"] = {
+                means["agreement"] = {"mean": float(agreement(images).mean())}
+            means["minus plain"] = {
                 what: mean_and_error(np.subtract(values, found["plain"][what]))
                 for what, values in found[way].items()
             }
-            table.setdefault(kind, {})[way] = row
-            print(kind, way, {w: round(v["mean"], 2) for w, v in row.items() if "mean" in v})
+            table.setdefault(kind, {})[way] = means
+            print(kind, way, {w: round(v["mean"], 2) for w, v in means.items() if "mean" in v})
         draw(net, pictures, HERE / "feature_visualization.png")
         settings = {
             "steps": steps,

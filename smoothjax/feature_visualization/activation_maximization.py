@@ -48,6 +48,9 @@ def activation_maximization(
     the image `x = lo + (hi - lo) * logistic(parameterization.image(z))`, by the steps of the
     optimizer.
 
+    An objective without a gradient at the start leaves the image as it is, grey: a channel behind a
+    ReLU, say, which is silent there. Take its values before the ReLU, or begin with `fourier(std=1)`.
+
     With noise on the weights it shows what survives it. `noisegrad(objective, sigma,
     num_samples=1)` draws new weights at each step, always from those given, without bias and with
     one network in memory. The paper climbs the mean of one set of networks instead:
