@@ -49,7 +49,7 @@ def activation_maximization(
     optimizer.
 
     An objective without a gradient at the start leaves the image as it is, grey: a channel behind a
-    ReLU, say, which is silent there. Take its values before the ReLU, or begin with `fourier(std=1)`.
+    ReLU, say, which is silent there. Take its values before the ReLU, or begin with a greater std.
 
     With noise on the weights it shows what survives it. `noisegrad(objective, sigma,
     num_samples=1)` draws new weights at each step, always from those given, without bias and with
