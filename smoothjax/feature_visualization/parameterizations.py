@@ -83,7 +83,8 @@ def fourier(
 
     Args:
       decay: the power of the frequency. The paper's is 1; 1.5 was the better of two for one
-        network and one seed. 0 takes all alike, and differs from `pixels` for optimizers such as Adam only.
+        network and one seed. 0 takes all alike, and differs from `pixels` for optimizers such as
+        Adam only.
       std: the standard deviation of the normal numbers that it begins with.
       colors: a matrix of shape (channels, channels) by which the last axis is multiplied: its
         columns are the independent colours. None for images that have no colours.
