@@ -2,6 +2,7 @@
 
 from smoothjax import attribution as attribution
 from smoothjax import calibrate as calibrate
+from smoothjax import feature_visualization as feature_visualization
 from smoothjax import metrics as metrics
 from smoothjax import noise as noise
 from smoothjax import reductions as reductions

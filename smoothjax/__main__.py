@@ -1,11 +1,14 @@
-"""`python -m smoothjax [PHOTO ...]`: explain photos, one gallery picture and one JSON file each."""
+"""`python -m smoothjax [PHOTO ...]`: explain photos, one gallery picture and one JSON file each.
+
+`--features CLASS ...` draws what the network looks for in classes.
+"""
 
 import argparse
 import pathlib
 import sys
 from collections.abc import Callable
 
-from smoothjax import _gallery, _methods
+from smoothjax import _features, _gallery, _methods
 
 # Named here too, so that --help works without the zoo.
 MODELS = ("efficientnet-lite0", "efficientnet-lite2")
@@ -15,6 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command, and returns its exit status: 0, or 2 if anything asked for is missing."""
     args = parser().parse_args(argv)
     try:
+        if args.features:
+            _features.draw_classes(args)
+        if args.features and not args.photos:
+            return 0
         return 0 if _gallery.explain_photos(args) else 2
     except _gallery.UserError as error:
         print(f"smoothjax: error: {error}", file=sys.stderr)
@@ -42,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
         help="draws or steps per map; rise takes 20 masks for each; no effect on "
         f" {', '.join(_methods.IGNORE_SAMPLES)}; "
         "default: %(default)s",
+    )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="names or indices of classes: pictures of what the network looks for in them, without "
+        "and with noise on the weights; photos, if any, are named before",
     )
     parser.add_argument("--seed", default=0, type=integer(0), help="default: %(default)s")
     parser.add_argument(

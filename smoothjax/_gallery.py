@@ -60,8 +60,8 @@ def predictor(net: "Network") -> Callable[[jax.Array], list[Guess]]:
     return predict
 
 
-def class_index(label: str, class_names: tuple[str, ...]) -> int:
-    """Returns the index of a class given by its index or its name.
+def class_index(label: str, class_names: tuple[str, ...], option: str = "--label") -> int:
+    """Returns the index of a class given, with an option, by its index or its name.
 
     Raises:
       UserError: if there is no such class, or more than one.
@@ -69,15 +69,15 @@ def class_index(label: str, class_names: tuple[str, ...]) -> int:
     if label.isdecimal():
         if int(label) < len(class_names):
             return int(label)
-        raise UserError(f"--label: classes are numbered 0 to {len(class_names) - 1}; got {label}")
+        raise UserError(f"{option}: classes are numbered 0 to {len(class_names) - 1}; got {label}")
     names = [name.casefold() for name in class_names]
     wanted = label.strip().casefold()
     found = [index for index, name in enumerate(names) if name == wanted]
     if len(found) > 1:
-        raise UserError(f"--label: {label!r} is the name of several classes; give one of {found}")
+        raise UserError(f"{option}: {label!r} is the name of several classes; give one of {found}")
     if not found:
         close = ", ".join(close_names(wanted, names))
-        raise UserError(f"--label: no class {label!r}" + (f"; close are {close}" if close else ""))
+        raise UserError(f"{option}: no class {label!r}" + (f"; close are {close}" if close else ""))
     return found[0]
 
 
@@ -344,11 +344,11 @@ def explain_photos(args: argparse.Namespace) -> bool:
     return all_done
 
 
-def progress_bar(num_maps: int) -> Any:
+def progress_bar(total: int, unit: str = "map") -> Any:
     """Returns a progress bar, which does not show where there is nothing to do."""
     from tqdm import tqdm
 
-    return tqdm(total=num_maps, unit="map", disable=num_maps == 0)
+    return tqdm(total=total, unit=unit, disable=total == 0)
 
 
 def photo_explainer(

@@ -160,6 +160,8 @@ def _take(reduction, evaluate, sharding, size, state, start):
 
 def _over_chunks(take, state, draw, num, chunk, tolerance):
     """The state after all draws, or after the first chunk that meets the tolerance."""
+    if chunk == num and tolerance is None:
+        return take(num, state, jnp.int32(0))  # not to be evaluated twice in reverse mode
     num_chunks, remainder = divmod(num, chunk)
     # Checkpointed, since what reverse mode stores of each chunk would grow with their number.
     take_chunk = jax.checkpoint(functools.partial(take, chunk))

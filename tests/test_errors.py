@@ -12,6 +12,7 @@ ROOMS = {
     "smoothjax": sj,
     "attribution": sj.attribution,
     "calibrate": sj.calibrate,
+    "feature_visualization": sj.feature_visualization,
     "lrp_rules": sj.attribution.lrp_rules,
     "metrics": sj.metrics,
     "noise": sj.noise,

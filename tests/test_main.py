@@ -13,7 +13,7 @@ from PIL import Image
 
 import smoothjax as sj
 from smoothjax import __main__ as command
-from smoothjax import _gallery, _methods, plotting, zoo
+from smoothjax import _features, _gallery, _methods, plotting, zoo
 from smoothjax.reductions import mean_and_stderr, relative_error, stack
 from smoothjax.zoo.network import _TABLE
 
@@ -537,3 +537,41 @@ def test_the_real_network_sees_a_cat(out):
     assert report["prediction"][0]["name"] == "Egyptian cat"
     assert report["methods"]["noisegrad"]["kept_share"] in (0, 0.5, 1)
     assert (out / "chelsea.png").stat().st_size < 500_000
+
+
+def test_features_of_classes(net, out, monkeypatch):
+    """With the key of the seed, and the logit of each image as it was found."""
+    monkeypatch.setattr(_features, "NUM_STEPS", 8)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        assert run("--features", "Great Dane", "5", "--out", out, "--seed", 3) == 0
+    assert files(out) == [
+        "feature-Great-Dane.json",
+        "feature-Great-Dane.png",
+        "feature-hen.json",
+        "feature-hen.png",
+    ]
+    report = read(out / "feature-Great-Dane.json")
+    assert report["class"] == {"label": 4, "name": "Great Dane"}
+    assert (report["seed"], report["steps"], report["weight_noise"]) == (3, 8, 1.0)
+    logits = [found["logit"] for found in report["pictures"].values()]
+    for ascent, logit in zip(_features.ascents(net).values(), logits, strict=True):
+        with jax.numpy_dtype_promotion("standard"):
+            image = jax.jit(ascent)(jax.random.key(3), net.params, jnp.int32(4)).image
+        np.testing.assert_allclose(net.score(net.params, image, 4), logit, rtol=1e-4)
+    assert abs(logits[0] - logits[1]) > 1e-3
+    with Image.open(out / "feature-hen.png") as image:
+        assert image.size[0] > 300
+
+
+def test_features_of_no_class(net, out, capsys):
+    assert run("--features", "unicorn", "--out", out) == 2
+    assert "--features: no class 'unicorn'" in the_error_line(capsys)
+    assert not out.exists()
+
+
+def test_photos_before_features_are_explained_too(net, photo, out, monkeypatch):
+    monkeypatch.setattr(_features, "NUM_STEPS", 1)
+    with jax.numpy_dtype_promotion("standard"):
+        status = run(photo, "--features", "hen", "--out", out, "--methods", "saliency")
+    assert status == 0
+    assert files(out) == ["feature-hen.json", "feature-hen.png", "photo.json", "photo.png"]
