@@ -161,15 +161,13 @@ def _take(reduction, evaluate, sharding, size, state, start):
 def _over_chunks(take, state, draw, num, chunk, tolerance):
     """The state after all draws, or after the first chunk that meets the tolerance."""
     if chunk == num and tolerance is None:
-        return take(num, state, jnp.int32(0))  # not to be evaluated twice in reverse mode
+        # Convolutions are slower in loops on CPUs, and reverse mode has no other chunk to spare.
+        return take(num, state, jnp.int32(0))
     num_chunks, remainder = divmod(num, chunk)
     # Checkpointed, since what reverse mode stores of each chunk would grow with their number.
     take_chunk = jax.checkpoint(functools.partial(take, chunk))
     take_remainder = jax.checkpoint(functools.partial(take, remainder))
     state, rest = laid_out_like(draw, state, take_chunk), jnp.int32(num - remainder)
-    if tolerance is None and chunk == num:
-        # Convolutions are slower in loops on CPUs, and reverse mode has no other chunk to spare.
-        return take(chunk, state, jnp.int32(0))
     if tolerance is None:
         starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
         state, _ = jax.lax.scan(lambda s, start: (take_chunk(s, start), None), state, starts)
