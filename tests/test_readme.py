@@ -84,8 +84,14 @@ def test_quick_blocks_of_the_readme(run):
                 assert predict(namespace["params"], x).shape == (10,)
                 gradient = sj.saliency(lambda params, x: predict(params, x)[3])  # noqa: B023
                 assert jnp.any(gradient(namespace["params"], x) != 0)
+                params = namespace["params"]
+                where = jax.tree.map(lambda p: p.ndim > 1, params)  # as the README says it
+                assert any(jax.tree.leaves(where))
+                noisy = jax.jit(sj.noisegrad(gradient, 0.1, num_samples=1, where=where))
+                assert jnp.any(noisy(jax.random.key(0), params, x) != gradient(params, x))
             explained += 1
     assert explained == LIBRARIES
+    assert "where = jax.tree.map(lambda p: p.ndim > 1, params)" in TEXTS["README.md"]
 
 
 @pytest.mark.slow
