@@ -9,16 +9,18 @@ EfficientNet-Lite0 unless another is named, its likeliest class, noise of 15 % o
 limits of each photo, means of 2048 draws of keys of their own, are computed once and kept under
 `--limits`: two hours on two cores, which go on from where they were stopped. The cosine of a map m
 to the limit is <m, (A + B) / 2> / (|m| sqrt(<A, B>)), of the limits A and B, whose own noise is not
-in <A, B>.
+in <A, B>. Times are best taken on an idle machine, with `--only times` after `--only maps`.
 """
 
 import argparse
 import functools
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from record import alternate, median_ratio, write_record
 
 import smoothjax as sj
@@ -62,32 +64,30 @@ def main():
     parser.add_argument("--reference", type=int, default=2048, help="draws of each of two limits")
     parser.add_argument("--network", default="efficientnet-lite0", help="of the zoo")
     parser.add_argument("--limits", type=pathlib.Path, help="default: .cache/smoothdiff-NETWORK")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 leaves it out")
-    parser.add_argument("--limits-only", action="store_true", help="compute them, and no more")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing")
+    parser.add_argument("--only", choices=("limits", "maps", "times"), help="compute no more")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "smoothdiff.json")
     arguments = parser.parse_args()
 
     net = zoo.load(arguments.network)
     kept = arguments.limits or HERE / ".cache" / f"smoothdiff-{net.name}"
     photos = drawn_photos(net, arguments.photos, arguments.seed, arguments.number)
-    limits = {
-        name: [
-            limit(net, photo, arguments.reference, kept / f"{name}-{key}", key) for key in range(2)
-        ]
-        for name, photo in photos.items()
-    }
-    if arguments.limits_only:
-        return
     programs = {n: jax.jit(make(net.score, **draws)) for n, (make, draws) in METHODS.items()}
-    rows = {name: judged(name, program, net, photos, limits) for name, program in programs.items()}
-    if arguments.rounds:
-        timed = {"saliency": jax.jit(lambda key, *args: sj.saliency(net.score)(*args)), **programs}
-        arguments_of_one = (jax.random.key(0), net.params, *next(iter(photos.values())))
-        runs = {name: functools.partial(run, *arguments_of_one) for name, run in timed.items()}
-        times = alternate(runs, arguments.rounds)
-        for name, row in rows.items():
-            row["gradients"] = median_ratio(times[name], [times["saliency"]])
-            print(f"{name}: in the time of {row['gradients']:.1f} gradients", flush=True)
+    if arguments.only == "times":
+        rows = json.loads(arguments.out.read_text())["methods"]
+    else:
+        limits = {
+            name: [
+                limit(net, photo, arguments.reference, kept / f"{name}-{key}", key)
+                for key in range(2)
+            ]
+            for name, photo in photos.items()
+        }
+        if arguments.only == "limits":
+            return
+        rows = {n: judged(n, program, net, photos, limits) for n, program in programs.items()}
+    if arguments.only != "maps":
+        measure_times(rows, programs, net, next(iter(photos.values())), arguments.rounds)
     settings = {
         "network": net.name,
         "photos": list(photos),
@@ -95,6 +95,34 @@ def main():
         "reference": arguments.reference,
     }
     write_record(arguments.out, {**settings, "methods": rows})
+    if arguments.only != "maps":
+        plot(rows, net.name, arguments.out.with_suffix(".png"))
+
+
+def measure_times(rows, programs, net, photo, rounds):
+    """Writes into the rows how many gradients take as long."""
+    timed = {"saliency": jax.jit(lambda key, *args: sj.saliency(net.score)(*args)), **programs}
+    arguments = jax.random.key(0), net.params, *photo
+    times = alternate({n: functools.partial(run, *arguments) for n, run in timed.items()}, rounds)
+    for name, row in rows.items():
+        row["gradients"] = median_ratio(times[name], [times["saliency"]])
+        print(f"{name}: in the time of {row['gradients']:.1f} gradients", flush=True)
+
+
+def plot(rows, network, file):
+    """Draws the mean cosine of each method against its time."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(name.split(",")[0] for name in rows):
+        own = [row for name, row in rows.items() if name.startswith(f"{method},")]
+        axes.plot([r["gradients"] for r in own], [r["mean"] for r in own], "o-", label=method)
+    axes.set_xscale("log")
+    axes.set_xlabel("time, in gradients")
+    axes.set_ylabel("cosine to SmoothGrad's limit")
+    axes.set_title(f"{network}, {len(rows[method + ', 64 draws']['cosines'])} photos")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=110)
 
 
 def judged(name, program, net, photos, limits):
