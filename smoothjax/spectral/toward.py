@@ -28,7 +28,16 @@ from smoothjax.spectral._fourier import (
 )
 from smoothjax.spectral.wiener import covariances, ends, matmul, midpoints, pooled
 
-_WIDTH = 0.5  # of the neighbourhood of a ring, in the logarithm of its number
+# The width of the neighbourhood of a ring, in the logarithm of its number.
+_WIDTH = 0.5
+# Added to the noise, in units of each channel, for equal channels have no inverse.
+_RIDGE = 3e-6
+# The squares of the fit grow by this, so that a guess that looks like noise is told from it.
+_DAMPING = 1.001
+# tau is at least this share of the signal, whatever the guess explains, so that W tends to 1.
+_LEAST_SHARE = 0.01
+# And as many standard errors of a power, so that some draws are left where all looks like noise.
+_STANDARD_ERRORS = 4
 
 
 @transform(takes_key=True)
@@ -108,7 +117,7 @@ def smoothgrad_toward(
 
     def moments(leaf):
         leaf = real_map(leaf)
-        return _Moments(leaf, midpoints(fourier(layout.front(leaf), layout.first)))
+        return _MapAndMidpoints(leaf, midpoints(fourier(layout.front(leaf), layout.first)))
 
     draws_of = smoothgrad(
         stochastic(map_leaves(explain, moments)),
@@ -152,7 +161,7 @@ def smoothgrad_toward(
     return toward
 
 
-class _Moments(NamedTuple):
+class _MapAndMidpoints(NamedTuple):
     """A map, and the midpoints of the spectra of its channels, whose variances tell covariances."""
 
     map: jax.Array
@@ -192,7 +201,7 @@ def _check_alike(guess, draws):
         return jax.tree.map(jnp.shape, tree)
 
     maps = jax.tree.map(
-        lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _Moments
+        lambda m: getattr(m, "map", m), draws, is_leaf=lambda m: type(m) is _MapAndMidpoints
     )
     require(
         shapes(guess) == shapes(maps),
@@ -245,57 +254,80 @@ def _combined(guess, mean, variance, num_samples, sizes):
     return guess + inverse(moved, sizes, axes), error
 
 
-def _gain(power, noise, prior, num_samples, sizes):
-    """The gain of each ring, a matrix over channels: `W = A (A + N)^-1`, `A = rho C + tau N`.
+class _Products(NamedTuple):
+    """The inner products of the least-squares fit `signal = rho guess + tau identity`.
 
-    `power - noise`, which is A but for chance, is fitted by least squares, in units of the noise:
-    tau over the whole spectrum, and rho over rings near by.
+    `rho` and `tau` solve its normal equations:
+
+        guess_guess    rho + guess_identity    tau = signal_guess
+        guess_identity rho + identity_identity tau = signal_identity
     """
-    channels = power.shape[-1]
+
+    guess_guess: jax.Array
+    guess_identity: jax.Array
+    identity_identity: jax.Array
+    signal_guess: jax.Array
+    signal_identity: jax.Array
+
+
+def _gain(power, noise, prior, num_samples, sizes):
+    """The gain of each ring, a matrix over channels: `W = A inv(A + N)`, `A = rho C + tau N`.
+
+    `power - noise` is A but for chance. In units of the noise, so multiplied by `inv(N)`, the model
+    is `signal = rho guess + tau identity`. It is fitted by least squares, with each ring weighted
+    by its bins: tau over the whole spectrum, then rho, given tau, over rings near by.
+    """
+    num_channels = power.shape[-1]
     bins = ring_sums(jnp.ones((*sizes[:-1], sizes[-1] // 2 + 1), power.dtype), sizes)
     bins = jnp.expand_dims(bins, range(1, power.ndim - 2))
-    power, noise, prior, seen = map(pooled, (power, noise, prior, bins))
+    power, noise, prior, pooled_bins = map(pooled, (power, noise, prior, bins))
     unit = ends(power) + ends(noise)
     unit = jnp.sqrt(jnp.where(unit > 0, unit, 1))  # so that no channel's unit matters
     power, noise, prior = (m / unit[..., None] / unit[..., None, :] for m in (power, noise, prior))
-    eye, num = _eye(power), num_samples.astype(power.dtype)
+    identity, n = _eye(power), num_samples.astype(power.dtype)
     # A few draws of a few bins tell variances better than covariances.
-    known = seen * (num - 1) / (seen * (num - 1) + channels)
-    noise = jnp.where(eye == 1, noise, known[..., None, None] * noise)
-    total = noise + 3e-6 * eye
-    signal, guess = (jnp.linalg.solve(total, m) for m in (power - noise, prior))
+    degrees = pooled_bins * (n - 1)
+    known = degrees / (degrees + num_channels)
+    noise = jnp.where(identity == 1, noise, known[..., None, None] * noise)
+    ridged = noise + _RIDGE * identity
+    signal, guess = (jnp.linalg.solve(ridged, m) for m in (power - noise, prior))
+    # rho is in units of the largest guess, so that its square is a number of float32.
     largest = jnp.max(jnp.abs(guess), (0, -2, -1), keepdims=True)
     guess, prior = _over(guess, largest), _over(prior, largest)
 
-    bins = bins.at[0].set(0)  # one bin has no spectrum
+    weight = bins.at[0].set(0)  # one bin has no spectrum
 
-    def product(a, b):
-        return bins * jnp.sum(a * b.mT, (-2, -1))
+    def inner(a, b):
+        return weight * jnp.sum(a * b.mT, (-2, -1))
 
-    ss, sg, gg = product(eye, eye), product(signal, guess), product(guess, guess)
-    s1, g1 = product(signal, eye), product(guess, eye)
-    tau = _share_of_noise(*(jnp.sum(p, 0, keepdims=True) for p in (gg, g1, ss, sg, s1)), num)
-    rho = jnp.maximum(_nearby(sg - tau * g1, gg), 0)
+    products = _Products(
+        guess_guess=inner(guess, guess),
+        guess_identity=inner(guess, identity),
+        identity_identity=inner(identity, identity),
+        signal_guess=inner(signal, guess),
+        signal_identity=inner(signal, identity),
+    )
+    tau = _tau(_Products(*(jnp.sum(p, 0, keepdims=True) for p in products)), n)
+    # The first of the normal equations, for a known tau.
+    rest = products.signal_guess - tau * products.guess_identity
+    rho = jnp.maximum(_nearby(rest, products.guess_guess), 0)
     lacking = rho[..., None, None] * prior + tau[..., None, None] * noise
-    gain = eye - jnp.linalg.solve(lacking + total, noise).mT
+    gain = identity - jnp.linalg.solve(lacking + ridged, noise).mT
     gain = unit[..., None] * gain / unit[..., None, :]
-    return gain.at[0].set(eye[0])
+    return gain.at[0].set(identity[0])
 
 
-def _share_of_noise(gg, g1, ones, sg, s1, num):
-    """The tau of `signal = rho guess + tau`, in least squares, of which none is negative.
-
-    It is no less than what cannot be told from 0, four standard errors of a power, so that some
-    of the draws is left where all looks like noise.
-    """
-    ones, gg = 1.001 * ones, 1.001 * gg  # so that what looks alike is told apart
-    determinant = gg * ones - g1**2
-    rho, tau = _over(ones * sg - g1 * s1, determinant), _over(gg * s1 - g1 * sg, determinant)
-    alone = _over(s1, ones)
-    tau = jnp.where(rho > 0, tau, alone)
-    least = 4 * jnp.sqrt(_over(2 * num / (num - 1), ones))
-    # A hundredth of all signal, whatever the guess explains, lets W tend to 1.
-    return jnp.maximum(jnp.maximum(tau, alone / 100), least)
+def _tau(products, num_samples):
+    """The tau that solves the normal equations, by Cramer's rule, with neither unknown negative."""
+    gg, gi, ii, sg, si = products
+    gg, ii = _DAMPING * gg, _DAMPING * ii
+    determinant = gg * ii - gi**2
+    rho, tau = _over(sg * ii - si * gi, determinant), _over(gg * si - gi * sg, determinant)
+    without_guess = _over(si, ii)
+    tau = jnp.where(rho > 0, tau, without_guess)
+    # Of a bin, power has a relative variance of 2, and noise of n - 1 degrees 2 / (n - 1).
+    stderr = jnp.sqrt(_over(2 * num_samples / (num_samples - 1), ii))
+    return jnp.maximum(jnp.maximum(tau, _LEAST_SHARE * without_guess), _STANDARD_ERRORS * stderr)
 
 
 def _nearby(numerator, denominator):
