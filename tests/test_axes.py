@@ -92,6 +92,37 @@ def test_channels_first_is_an_error_until_the_axes_are_typed(name):
         run_abstractly(make(), shape)
 
 
+JOINT = {
+    "wiener": lambda **s: mean_of_draws(spectral.wiener(**s)),
+    "smoothgrad_toward": lambda **s: of(
+        sj.smoothgrad_toward(lambda p, x: x, lambda p, x: x, 0.1, num_samples=2, **s)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize(
+    ("axes", "channel_axis", "shape"),
+    [
+        ((1, 2), 0, (3, 8, 9)),
+        ((0,), -1, (9, 3)),
+        ((0, 1, 2), -1, (4, 5, 6, 2)),
+        ((0, 2), 1, (8, 3, 9)),
+    ],
+)
+def test_a_channel_axis_typed_alone_leaves_the_other_axes(name, axes, channel_axis, shape):
+    x = jax.random.normal(KEY, shape)
+    want = JOINT[name](axes=axes, channel_axis=channel_axis)(x)
+    np.testing.assert_array_equal(JOINT[name](channel_axis=channel_axis)(x), want)
+
+
+def test_smoothgrad_toward_asks_for_a_channel_axis():
+    with pytest.raises(ValueError, match=r"\(channels, H, W\).*Type channel_axis=0"):
+        run_abstractly(JOINT["smoothgrad_toward"](), FIRST)
+    with pytest.raises(ValueError, match=r"no channel axis -1 beside.*Type channel_axis=0"):
+        run_abstractly(JOINT["smoothgrad_toward"](axes=(1, 2)), FIRST)
+
+
 @pytest.mark.parametrize("name", WITH_CHANNELS)
 def test_channels_first_is_an_error_until_the_channel_axis_is_typed(name):
     make = WITH_CHANNELS[name]

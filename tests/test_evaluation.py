@@ -653,6 +653,11 @@ BAD = [
         TypeError,
         "metric 'm'.*complex",
     ),
+    (
+        {"metrics": {"m": sj.metrics.gini}},
+        TypeError,
+        r"(?s)but 4 were given.*metric 'm'.*Wrap.*lambda params, x, attribution, \*rest: gini\(",
+    ),
     ({"explainer_metrics": {"m": lambda e: e}}, TypeError, "metric 'm' of .* must return one real"),
     ({"key": 0}, TypeError, r"key must be one like jax.random.key\(0\)"),
     ({"key": jax.random.split(KEY)}, TypeError, "key must be one"),

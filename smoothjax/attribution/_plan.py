@@ -171,13 +171,15 @@ def _roots(variable):
 
 def _no_rule(equation):
     plain = "smoothgrad(saliency(score))"
+    networks = "smoothdiff is for networks of ReLUs"
+    guess = "to guess for smoothgrad_toward, saliency(score)"
     if equation.primitive in _SMOOTH:
         return NotImplementedError(
-            f"{equation} is neither linear in x, nor a function of one number with kinks at known "
-            f"numbers and lines between them, such as ReLU, nor a maximum of numbers. Type {plain},"
-            " which converges fast for smooth networks."
+            f"{networks}: {equation} is neither linear in x, nor a function of one number with "
+            "kinks at known numbers and lines between them, such as ReLU, nor a maximum of numbers. "
+            f"Type {plain}, which converges fast for smooth networks; {guess}."
         )
-    return NotImplementedError(f"{equation} has no rule here. Type {plain}.")
+    return NotImplementedError(f"{networks}: {equation} has no rule. Type {plain}; {guess}.")
 
 
 def _maximum(equation):

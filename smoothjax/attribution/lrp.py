@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smoothjax._checks import check_function, require
+from smoothjax._checks import require
 from smoothjax._transform import transform
 from smoothjax._typing import Explainer, Score
 from smoothjax.attribution._layers import ratio, with_layers
@@ -26,7 +26,7 @@ from smoothjax.attribution._program import (
     vjp,
 )
 from smoothjax.attribution._trace import by_rules, trace
-from smoothjax.attribution.lrp_rules import Rule, epsilon
+from smoothjax.attribution.lrp_rules import Rule, check_rule, epsilon
 
 # Each of their outputs is one of the inputs, or a constant.
 _SELECTIONS = frozenset(
@@ -93,7 +93,7 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     >>> explain(params, jnp.array([1.0, 1.0])), score(params, jnp.array([1.0, 1.0]))
     (Array([1., 4.], dtype=float32), Array(5., dtype=float32))
     """
-    check_function(rules, "rules")
+    check_rule(rules, "rules")
 
     def attribute(score_of, leaves):
         whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_activation(call)))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import check_function, check_number, check_ordered, require
-from smoothjax._transform import noted
+from smoothjax._transform import name_of, noted
 from smoothjax.attribution._layers import Layer as Layer
 from smoothjax.attribution._layers import parts, ratio
 
@@ -207,7 +207,23 @@ def by_layer(choose: Callable[[Layer], Rule]) -> Rule:
     ... )
     """
     check_function(choose, "choose")
-    return lambda layer, a, relevance: choose(layer)(layer, a, relevance)
+
+    def rule(layer, a, relevance):
+        chosen = choose(layer)
+        check_rule(chosen, "what choose returns")
+        return chosen(layer, a, relevance)
+
+    return rule
+
+
+def check_rule(rule: Any, name: str) -> None:
+    """Raises if a rule is no function, or one of those here without its parentheses."""
+    check_function(rule, name)
+    require(
+        rule not in (epsilon, gamma, alpha_beta, zplus, box, by_layer),
+        f"{name} must be a rule like epsilon(), with the parentheses; got {name_of(rule)}.",
+        TypeError,
+    )
 
 
 def _by_sign(layer, a):

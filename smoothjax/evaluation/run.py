@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax._checks import check_integer, require
-from smoothjax._transform import keyed, noted
+from smoothjax._transform import is_stochastic, keyed, name_of, noted
 from smoothjax._trees import combine, is_array, partition
 from smoothjax._typing import Explainer, Metric, PyTree
 from smoothjax.evaluation._batches import batches, num_examples
@@ -26,6 +26,11 @@ from smoothjax.evaluation.record import Record, fingerprint, header_of, is_key
 from smoothjax.evaluation.result import Evaluation
 
 NONE: Mapping[str, Any] = MappingProxyType({})
+_HOW_TO_WRAP = (
+    "evaluate calls metric {0!r} with (params, x, attribution, *rest), and annotations by keyword. "
+    "Wrap what takes maps alone: lambda params, x, attribution, *rest: {1}(attribution), or "
+    "lambda params, x, attribution, *rest, mask: {1}(attribution, mask)."
+)
 
 
 @noted
@@ -253,7 +258,7 @@ def _attribute(explain):
 def _judge(metrics):
     """The function of one example, and its attribution if that is judged, to its scores."""
     # Sorted, for the program not to depend on their order.
-    metrics = {name: (keyed(fun), _keywords(fun)) for name, fun in sorted(metrics.items())}
+    metrics = {name: (fun, _keywords(fun)) for name, fun in sorted(metrics.items())}
 
     def judge(params, key, index, example, annotations, *attribution):
         metric_key = _keys(key, index)[1]
@@ -261,7 +266,15 @@ def _judge(metrics):
         scores = {}
         for name, (metric, keywords) in metrics.items():
             chosen = {note: value for note, value in annotations.items() if note in keywords}
-            scores[name] = metric(metric_key, params, x, *attribution, *rest, **chosen)
+            args = (params, x, *attribution, *rest)
+            try:
+                scores[name] = keyed(metric)(metric_key, *args, **chosen)
+            except TypeError as error:
+                if attribution and not _takes(
+                    metric, (metric_key,) * is_stochastic(metric) + args, chosen
+                ):
+                    error.add_note(_HOW_TO_WRAP.format(name, name_of(metric)))
+                raise
         return scores
 
     return judge
@@ -269,6 +282,17 @@ def _judge(metrics):
 
 def _keys(key, index):
     return jax.random.split(jax.random.fold_in(key, index))
+
+
+def _takes(metric, args, keywords):
+    """Whether a metric can be called with these; True if that is not known."""
+    try:
+        inspect.signature(metric).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # some builtins have no signature
+        pass
+    return True
 
 
 def _keywords(metric):

@@ -177,7 +177,7 @@ def average_sensitivity(
     Source: Bhatt et al. 2020, arXiv 2005.00631.
 
     >>> explain = lambda params, x: params * x
-    >>> metric = sj.metrics.average_sensitivity(explain, radius=0.1, num_samples=1000)
+    >>> metric = sj.metrics.average_sensitivity(explain, radius=0.1, num_samples=9999)
     >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(3))  # 0.1 / 2 / 2
     0.025
     """

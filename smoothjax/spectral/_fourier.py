@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._axes import axes_of, check_axes
-from smoothjax._checks import check_number, require
+from smoothjax._axes import IMAGE, LAST, axes_of, check_axes
+from smoothjax._checks import check_integer, check_number, require
 from smoothjax._trees import is_array, is_real, wide_dtype
 
 
@@ -97,6 +97,35 @@ def check_image_axes(axes: Any) -> tuple[int, ...]:
     return axes
 
 
+def check_joint_axes(axes: Any, channel_axis: Any) -> tuple[int, ...] | None:
+    """Returns the axes that span an image; None, all others, if only a channel axis was typed."""
+    axes = check_image_axes(axes)
+    if channel_axis is None or channel_axis is LAST:
+        return axes
+    check_integer(channel_axis, "channel_axis")
+    if axes is IMAGE:
+        return None
+    require(
+        channel_axis not in axes,
+        f"channel_axis {channel_axis} is among axes {axes}, which span the image. Type "
+        "channel_axis=None for maps without channels.",
+    )
+    return axes
+
+
+def axes_beside(
+    shape: tuple[int, ...], axes: tuple[int, ...] | None, channel_axis: int | None
+) -> tuple[int, ...]:
+    """Returns the axes that span a map, of `check_joint_axes`, or raises if it has no such axes."""
+    if channel_axis is not None:
+        check_channels(shape, channel_axis, axes or ())
+        if axes is None:
+            channels = channel_axis % len(shape)
+            axes = check_image_axes(axis for axis in range(len(shape)) if axis != channels)
+    assert axes is not None
+    return axes
+
+
 def check_sizes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the lengths of the axes of a map, or raises unless it has elements along them."""
     sizes = tuple(shape[axis] for axis in axes_of(shape, axes))
@@ -110,8 +139,8 @@ def check_channels(shape: tuple[int, ...], channel_axis: int, axes: tuple[int, .
     require(
         len(shape) > 1 and others & {channel_axis, channel_axis + len(shape)},
         f"a map of shape {shape} has no channel axis {channel_axis} beside "
-        f"{f'axes {axes}' if axes else 'axes to filter'}. Type channel_axis=None for maps without "
-        "channels.",
+        f"{f'axes {axes}' if axes else 'axes to filter'}. Type channel_axis=0 for channels "
+        "first, channel_axis=None for maps without channels.",
     )
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions
-from smoothjax._axes import IMAGE, LAST, axes_of
-from smoothjax._checks import check_function, check_integer, require
+from smoothjax._axes import IMAGE, LAST, axes_of, check_pooled_axis
+from smoothjax._checks import check_function, require
 from smoothjax._transform import keyed, stochastic, transform
 from smoothjax._trees import is_float0
 from smoothjax._typing import Axes, Explainer
@@ -17,8 +17,8 @@ from smoothjax.pooling import map_leaves
 from smoothjax.reductions import Estimate, Reduction, check_no_estimate, root
 from smoothjax.smoothing import smoothgrad
 from smoothjax.spectral._fourier import (
-    check_channels,
-    check_image_axes,
+    axes_beside,
+    check_joint_axes,
     check_sizes,
     fourier,
     inverse,
@@ -71,9 +71,10 @@ def smoothgrad_toward(
         shapes: `smoothdiff(score)` for networks of ReLUs, where it is worth most, and elsewhere
         the clean gradient, `saliency(score)`. Give it the same `sigma`, if it takes one.
       sigma: the level of the noise, as in `smoothgrad`.
-      axes: the one to three axes of each leaf that span the image.
+      axes: the one to three axes of each leaf that span the image: by default the first two, or all
+        but the channel axis, if that is typed.
       channel_axis: the axis of each leaf that is shrunk jointly, by default the last of
-        (H, W, channels). Type None for maps without channels.
+        (H, W, channels). Type 0 for channels first, None for maps without channels.
       reduction: `mean()`, or `mean_and_stderr()` for an `Estimate`. The square of its `stderr`
         estimates the squared error to SmoothGrad's limit, what the guess does to it included. Its
         mean over a channel is Stein's unbiased estimate, or the scatter over keys if that is more;
@@ -104,7 +105,7 @@ def smoothgrad_toward(
     (8, 8, 3)
     """
     check_function(guess, "guess")
-    layout = _layout(axes, channel_axis)
+    layout_of = _layout(axes, channel_axis)
     with_stderr = reduction == reductions.mean_and_stderr()
     require(
         with_stderr or reduction == reductions.mean(),
@@ -117,6 +118,7 @@ def smoothgrad_toward(
 
     def moments(leaf):
         leaf = real_map(leaf)
+        layout = layout_of(leaf.shape)
         return _MapAndMidpoints(leaf, midpoints(fourier(layout.front(leaf), layout.first)))
 
     draws_of = smoothgrad(
@@ -137,6 +139,7 @@ def smoothgrad_toward(
         def combine(start, mean, error):
             if is_float0(start):
                 return start, start
+            layout = layout_of(start.shape)
             average, start = (layout.front(m).astype(error.map.dtype) for m in (mean.map, start))
             answer, risk = _combined(
                 _scale(start, average, layout.first) * start,
@@ -171,7 +174,7 @@ class _MapAndMidpoints(NamedTuple):
 class _Layout(NamedTuple):
     """Where the axes of an image are in its maps."""
 
-    axes: tuple
+    axes: tuple[int, ...]
     channel_axis: int | None
 
     @property
@@ -183,7 +186,6 @@ class _Layout(NamedTuple):
         check_sizes(leaf.shape, self.axes)
         if self.channel_axis is None:
             return jnp.moveaxis(leaf[..., None], axes_of(leaf.shape, self.axes), self.first)
-        check_channels(leaf.shape, self.channel_axis, self.axes)
         return jnp.moveaxis(leaf, (*self.axes, self.channel_axis), (*self.first, -1))
 
     def back(self, front):
@@ -211,12 +213,15 @@ def _check_alike(guess, draws):
 
 
 def _layout(axes, channel_axis):
-    axes = check_image_axes(axes)
-    if channel_axis is not None and channel_axis is not LAST:
-        channel_axis = check_integer(channel_axis, "channel_axis")
-        axes = tuple(axes)  # no default any more: the layout is typed
-    require(channel_axis not in axes, f"channel_axis {channel_axis} is among axes {axes}.")
-    return _Layout(axes, channel_axis)
+    """The layout of maps, as a function of their shape."""
+    typed = check_joint_axes(axes, channel_axis)
+
+    def of(shape):
+        if axes is IMAGE:
+            check_pooled_axis(shape, channel_axis)  # the word to type is channel_axis
+        return _Layout(axes_beside(shape, typed, channel_axis), channel_axis)
+
+    return of
 
 
 def _scale(guess, average, axes):

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._axes import IMAGE
-from smoothjax._checks import check_integer, require
 from smoothjax._transform import noted, noting
 from smoothjax._typing import Axes, PyTree
 from smoothjax.reductions import (
@@ -20,8 +19,9 @@ from smoothjax.reductions import (
     variance_of_mean,
 )
 from smoothjax.spectral._fourier import (
-    check_channels,
+    axes_beside,
     check_image_axes,
+    check_joint_axes,
     check_sizes,
     fourier,
     inverse,
@@ -150,7 +150,8 @@ def wiener(axes: Axes = IMAGE, *, channel_axis: int | None = None) -> Reduction:
     error is the smaller scale alone, which no picture shows (figures in benchmarks/README.md).
 
     Args:
-      axes: the one to three axes of each leaf that span the image.
+      axes: the one to three axes of each leaf that span the image: by default the first two, or all
+        but the channel axis, if that is typed.
       channel_axis: the axis of each leaf that is shrunk jointly, such as -1; None leaves channels
         apart.
 
@@ -173,25 +174,17 @@ def wiener(axes: Axes = IMAGE, *, channel_axis: int | None = None) -> Reduction:
     >>> explain(jax.random.key(0), None, jnp.zeros((8, 8, 3))).shape
     (8, 8, 3)
     """
-    axes = check_image_axes(axes)
-    if channel_axis is not None:
-        channel_axis = check_integer(channel_axis, "channel_axis")
-        require(
-            channel_axis not in axes,
-            f"channel_axis {channel_axis} is among axes {axes}, which span the image. Type "
-            "channel_axis=None for maps without channels.",
-        )
-        axes = tuple(axes)  # no default any more: the layout is typed
+    typed = check_joint_axes(axes, channel_axis)
 
     def spectrum(leaf):
         with noting("wiener"):
             leaf = real_map(leaf)
-            if channel_axis is None:
-                return fourier(leaf, axes)
-            check_channels(leaf.shape, channel_axis, axes)
-            return midpoints(fourier(leaf, axes, channel_axis))
+            axes = axes_beside(leaf.shape, typed, channel_axis)
+            transformed = fourier(leaf, axes, channel_axis)
+            return transformed if channel_axis is None else midpoints(transformed)
 
     def shrink(draw, spectrum, variance):
+        axes = axes_beside(draw.shape, typed, channel_axis)
         sizes = check_sizes(draw.shape, axes)
         power, noise = (pooled(ring_sums(p, sizes)) for p in (abs2(spectrum), variance))
         if channel_axis is None:

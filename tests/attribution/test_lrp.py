@@ -534,6 +534,16 @@ def test_an_unsupported_operation_is_named(name):
 
 BAD = [
     (lambda: sj.lrp(mlp, 3), TypeError, "(?s)rules must be a function; got 3.*in lrp"),
+    (
+        lambda: sj.lrp(mlp, rules.epsilon),
+        TypeError,
+        "rules must be .*with the parentheses; got epsilon",
+    ),
+    (
+        lambda: sj.lrp(mlp, rules.by_layer(lambda layer: rules.zplus))(None, X),
+        TypeError,
+        "what choose returns must be .*with the parentheses; got zplus",
+    ),
     (lambda: sj.lrp(lambda p, x: x)(None, X), TypeError, r"real scalar.*float32\[6\]"),
     (lambda: rules.epsilon(0.0), ValueError, "(?s)epsilon must be above 0; got 0.*in epsilon"),
     (lambda: rules.gamma(-1), ValueError, "gamma must be above 0; got -1"),

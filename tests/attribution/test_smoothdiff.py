@@ -531,10 +531,14 @@ def test_what_has_no_rule_is_named(program, key):
     with pytest.raises(NotImplementedError) as caught:
         sj.smoothdiff(lambda params, x: score(x), SIGMA)(key, None, X)
     message = "\n".join([str(caught.value), *caught.value.__notes__])
-    assert re.match(rf"({primitive}) \(.*test_smoothdiff.py:\d+", message), message
+    assert re.match(
+        rf"(smoothdiff is for networks of ReLUs: )?({primitive}) \(.*test_smoothdiff.py:\d+",
+        message,
+    ), message
     assert ("smooth networks" in message) == (program in SMOOTH), message
     assert "smoothgrad(saliency(score))" in message or "jnp.where instead of cond" in message
     assert "in smoothdiff(" in message
+    assert "to guess for smoothgrad_toward" in message or "instead of cond" in message
 
 
 BAD = [

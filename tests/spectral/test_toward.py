@@ -389,7 +389,7 @@ def test_errors_say_what_to_type(key):
     with pytest.raises(ValueError, match="must be at least 2"):
         call(num_samples=1)
     with pytest.raises(ValueError, match=r"channel_axis 1 is among axes \(0, 1\)"):
-        call(channel_axis=1)
+        call(axes=(0, 1), channel_axis=1)
     with pytest.raises(ValueError, match="channel_axis=None"):
         call(x=x[..., 0])
     with pytest.raises(ValueError, match="maps like those of explain"):
