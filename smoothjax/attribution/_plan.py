@@ -176,7 +176,7 @@ def _no_rule(equation):
     if equation.primitive in _SMOOTH:
         return NotImplementedError(
             f"{networks}: {equation} is neither linear in x, nor a function of one number with "
-            "kinks at known numbers and lines between them, such as ReLU, nor a maximum of numbers. "
+            "kinks at known numbers and lines between them, such as ReLU, nor a maximum. "
             f"Type {plain}, which converges fast for smooth networks; {guess}."
         )
     return NotImplementedError(f"{networks}: {equation} has no rule. Type {plain}; {guess}.")

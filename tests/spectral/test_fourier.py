@@ -140,9 +140,9 @@ def test_errors_of_butterworth():
 
 
 def test_channel_axes_that_a_map_lacks_are_an_error():
-    without = "Type channel_axis=None for maps without channels"
+    without = "channel_axis=None for maps without channels"
     for x, axis in ((X, 2), (X, -3), (X[0], -1), (X[0], 0)):
-        message = rf"(?s)no channel axis {axis} beside axes to filter\. {without}.*in forgrad"
+        message = rf"(?s)no channel axis {axis} beside axes to filter\. .*{without}.*in forgrad"
         with pytest.raises(ValueError, match=message):
             forgrad(identity, 2, channel_axis=axis)(None, x)
     for axis in (0, 1):
