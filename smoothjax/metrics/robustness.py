@@ -256,7 +256,7 @@ def _wide_leaves(tree):
 
 def _norm(leaves):
     """The Euclidean norm over all entries of all leaves."""
-    dtype = np.result_type(*leaves)
+    dtype = np.result_type(*(leaf.dtype for leaf in leaves))
     return norm(jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves]))
 
 
