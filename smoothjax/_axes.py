@@ -22,7 +22,7 @@ IMAGE = _DefaultAxes((0, 1))
 LAST = Default(-1)
 
 _FEW = (1, 3, 4)  # how many channels a picture has
-_TYPE_AXES = "Type axes=(1, 2) if it is that, axes=(0, 1) if its channels are last."
+_TYPE_AXES = "Type axes=(1, 2), or axes=(0, 1) if the last axis is the channels."
 
 
 def check_axes(axes: Any) -> tuple[int, ...]:

@@ -1,10 +1,38 @@
-"""Tests of means."""
+"""Norms, and tests of means."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
+
+from smoothjax._trees import wide_dtype
+from smoothjax.reductions import abs2, root
+
+
+def norm(array: Any, axis: int | None = None) -> jax.Array:
+    """Returns the Euclidean norm, of tiny and huge numbers too, with derivative 0 where it is 0.
+
+    Args:
+      array: real or complex numbers.
+      axis: along which it is taken; by default, over all entries.
+
+    Returns:
+      A real array in at least float32, without that axis.
+
+    >>> from smoothjax._statistics import norm
+    >>> print(norm(jnp.array([3e-30, 4e-30])))
+    5e-30
+    """
+    array = jnp.asarray(array)
+    array = array.astype(wide_dtype(array.dtype))
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(array)), axis, keepdims=True, initial=0)
+    # In units of the largest, whose derivatives cancel: squares of tiny gradients underflow. Not of
+    # more than this, since XLA may multiply with the inverse.
+    most = jnp.finfo(array.dtype).max ** 0.75
+    unit = jnp.where(largest > 0, jnp.minimum(largest, most), 1)
+    scaled = array / unit.astype(array.dtype)
+    return jnp.squeeze(unit, axis) * root(jnp.sum(abs2(scaled), axis))
 
 
 def t_test(mean: Any, stderr: Any, num_samples: int) -> jax.Array:

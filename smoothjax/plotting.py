@@ -103,7 +103,8 @@ def gallery(
 
     Raises:
       TypeError: if the maps, or one of them, are an `Estimate` or a dict.
-      ValueError: if the titles are not one more than the maps, or as `heatmap` does.
+      ValueError: if the image is none of these, or the titles are not one more than the maps, or as
+        `heatmap` does.
 
     >>> import numpy as np
     >>> from smoothjax.plotting import gallery
@@ -144,6 +145,18 @@ def _in_colours(image):
     check_channels_last(pixels.shape, _MOVE)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            "the image must be one picture, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got shape "
+            f"{np.shape(image)}. Of a batch type image[0]; of other channels, image[..., :3]."
+        )
+    most = 1 if np.issubdtype(pixels.dtype, np.inexact) else 255
+    if np.any(pixels < -1e-3) or np.any(pixels > most + 1e-3):  # not what is only rounded
+        raise ValueError(
+            "the image must be of integers from 0 to 255 or floats from 0 to 1; got "
+            f"{pixels.dtype} from {pixels.min()} to {pixels.max()}. Type net.unprocess(x) of a "
+            "preprocessed photo, x.astype(np.uint8) of floats up to 255."
+        )
     return np.repeat(pixels, 3, -1) if pixels.shape[2:] == (1,) else pixels
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from smoothjax._axes import LAST, check_pooled_axis
 from smoothjax._checks import check_function, check_integer
+from smoothjax._statistics import norm
 from smoothjax._transform import keyed, transform
-from smoothjax._trees import is_float0, is_inexact
+from smoothjax._trees import is_float0, is_inexact, wide_dtype
 from smoothjax._typing import Explainer, PyTree
 from smoothjax.reductions import check_no_estimate
 
@@ -31,7 +32,8 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
       channel_axis: the channel axis of each leaf: the last one, or 0 for channels first.
 
     Returns:
-      An explainer, stochastic if `explain` is, whose leaves lack the axis.
+      An explainer, stochastic if `explain` is, whose leaves lack the axis. Half precision is pooled
+      in float32, and cast back; by `jnp.linalg.norm`, of entries whose squares would underflow too.
 
     Raises:
       TypeError, ValueError: if `explain` or `how` is no function, or `channel_axis` no integer;
@@ -45,11 +47,16 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
     Array([0., 5.], dtype=float32)
     """
     check_function(how, "how")
+    how = norm if how is jnp.linalg.norm else how
     axis = check_integer(channel_axis, "channel_axis")
 
     def pooled(leaf):
         check_pooled_axis(jnp.shape(leaf), channel_axis)
-        return _even_at_zero(how, leaf, axis)
+        if not is_inexact(leaf):
+            return how(leaf, axis=axis)
+        wide = leaf.astype(wide_dtype(leaf.dtype))
+        value = _even_at_zero(how, wide, axis)
+        return value.astype(leaf.dtype) if value.dtype == wide.dtype else value
 
     return map_leaves(explain, pooled)
 
@@ -59,8 +66,9 @@ def _even_at_zero(how, leaf, axis):
 
     For a sum it is the derivative, for a norm it is 0, where its formula makes it NaN.
     """
+    # Without derivatives, which are not used, and NaN for `jax.debug_nans`.
     value = how(jax.lax.stop_gradient(leaf), axis=axis)
-    if not is_inexact(leaf) or not is_inexact(value):
+    if not is_inexact(value):
         return value
     nothing = jnp.all(leaf == 0, axis=axis, keepdims=True)
     # So small that it is no more than rounding elsewhere, and that its square does not underflow.

@@ -52,6 +52,8 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
         outputs = outputs.reshape(num)
         if not isinstance(label, Tracer):
             try:
+                if isinstance(label, bool):  # traced, it is refused too
+                    raise TypeError
                 label = operator.index(label)
             except TypeError:
                 raise TypeError(

@@ -343,3 +343,19 @@ def test_pictures_of_constants_come_without_warnings(value):
         signal(np.ones((6, 2)), constant),
     ):
         figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8, 3), 1.5), r"net\.unprocess\(x\)"),
+        (np.full((8, 8, 3), -0.1, np.float32), r"got float32 from -0\.1"),
+        (np.full((8, 8), 4000, np.uint16), "uint16 from 4000 to 4000"),
+        (np.zeros((8, 8, 2)), r"one picture.*got shape \(8, 8, 2\)"),
+        (np.zeros((1, 8, 8, 3)), r"Of a batch type image\[0\]"),
+        (np.zeros(8), "one picture"),
+    ],
+)
+def test_what_is_no_picture_is_an_error(image, message):
+    with pytest.raises(ValueError, match=message):
+        gallery(image, [], ["input"])

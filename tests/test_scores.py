@@ -85,3 +85,10 @@ def test_a_stochastic_apply_takes_a_key_first(key):
     noisy = sj.class_score(sj.noisegrad(apply, 0.1))
     assert sj.is_stochastic(noisy)
     assert noisy(key, W, X, 3) == sj.noisegrad(apply, 0.1)(key, W, X)[3]
+
+
+def test_a_bool_is_no_label():
+    score = sj.class_score(lambda params, x: params @ x)
+    for run in (score, jax.jit(score)):
+        with pytest.raises(TypeError, match="label must be one integer"):
+            run(jnp.eye(3), jnp.ones(3), True)

@@ -89,7 +89,7 @@ def gradcam_plus_plus(
     as in the paper, whose factor exp(score) is left out: it would only scale the map, and overflow.
     The activations are to be nowhere negative, as after a ReLU, or the denominator could vanish.
     The authors' code and tf-keras-vis divide a channel's `1 / (2 + ...)` by their sum over places,
-    which is another map (correlations with this one, of the paper's formula: 0.72 and 0.83).
+    and draw other maps: theirs correlate with this one, of the paper's formula, by 0.72 and 0.83.
 
     Args:
       features: a function `features(params, x)` that returns activations, as in `gradcam`.

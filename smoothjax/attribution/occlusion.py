@@ -37,9 +37,9 @@ def occlusion(
     Args:
       score: a function `score(params, x, *rest)` that returns a scalar; or a stochastic one, which
         then gets the same key for every patch.
-      patch: the length of a patch in positions, one for all axes or one for each. The default suits
-        photos of 224 pixels and more, is a seventh of an axis that is shorter, and along one axis,
-        which may be that of a table, hides every feature by itself: for long signals type a number.
+      patch: the length of a patch in positions, one for all axes or one for each. The default is 32
+        along axes of 224 positions and more, a seventh of a shorter axis, and 1 if `axes` names a
+        single axis, which may be that of a table: for long signals type a number.
       stride: the step from patch to patch in positions, at most the length of a patch; by default
         half of it.
       baseline: what hides: a number or array that broadcasts to each leaf of x, a pytree prefix of

@@ -85,7 +85,8 @@ def accuracy_drop(
       predictions stand in for them, with a quality the clean outputs; sigma the noise level, as in
       `noisegrad`. The standard error covers both the draws of the weights and the choice of the
       examples, taken as a sample of a larger population: of a quality by the jackknife, leaving out
-      one of 20 groups of examples. NaN where the network without noise is no better than chance.
+      one of 20 groups of examples. NaN where the network without noise is no better than chance,
+      or a traced label is none of its classes: leave out examples to ignore.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, for labels that do not fit the
@@ -137,8 +138,9 @@ def accuracy_drop(
             _check_labels(targets, num_examples, num_classes=outputs.shape[1])
             worst = 1 / outputs.shape[1]
             targets = jnp.argmax(outputs, axis=-1) if targets is None else jnp.asarray(targets)
+            there = jnp.all((0 <= targets) & (targets < outputs.shape[1]))
         else:
-            worst = chance
+            worst, there = chance, True
             targets = outputs if targets is None else targets
             num = check_leading_axis(targets, "targets")
             require(num == num_examples, f"there are {num} targets for {num_examples} examples.")
@@ -146,7 +148,8 @@ def accuracy_drop(
         before, accuracy_before = judged(outputs, targets)
         (after, accuracy), (_, draws_error), n = noisy(sigma)(key, params, xs, targets)
         # At chance there is nothing to lose, and what seems lost would be noise.
-        span = jnp.where(accuracy_before > worst, accuracy_before - worst, jnp.nan)
+        lossy = (accuracy_before > worst) & there
+        span = jnp.where(lossy, accuracy_before - worst, jnp.nan)
         kept = (accuracy - worst) / span
         # The delta method for a ratio of means over examples, and over draws.
         influence = (after - worst - kept * (before - worst)) / span

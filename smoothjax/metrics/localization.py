@@ -174,8 +174,7 @@ def grid_pointing_game(attribution: Any, grid: tuple[int, int], cell: Any) -> ja
 
     Args:
       attribution: of a mosaic, an array of real numbers of shape (rows * H, columns * W, ...): rows
-        and columns divide the first two axes. That channels are first instead is not noticed where
-        their number divides too: move them last.
+        and columns divide the first two axes. What looks like channels first is an error.
       grid: (rows, columns) of the mosaic, or one number for both; the paper has 3 by 3
         images, each with its class.
       cell: the number of the cell whose class is explained, from 0, row by row as in `mosaic`; may
@@ -243,13 +242,15 @@ def cell_mask(shape: Sequence[int], grid: tuple[int, int], cell: Any) -> jax.Arr
       of the grid.
 
     Raises:
-      TypeError, ValueError: if the shape does not divide into the grid, or the cell is out of it.
+      TypeError, ValueError: if the shape looks like channels first, or does not divide into the
+        grid, or the cell is out of it.
 
     >>> print(sj.metrics.cell_mask((2, 4, 3), (1, 2), 1).astype(int))
     [[0 0 1 1]
      [0 0 1 1]]
     """
     rows, columns = check_per_axis(grid, (0, 1), "grid")
+    check_channels_last(tuple(shape), "Move its channels: jnp.moveaxis(attribution, 0, -1).")
     height, width, *_ = shape
     divides = height % rows == 0 and width % columns == 0
     require(divides, f"{height} x {width} positions do not divide into {rows} x {columns} cells.")

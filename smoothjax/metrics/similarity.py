@@ -176,7 +176,8 @@ def _centred(a):
 
 def _scaled(a):
     """A map divided by its greatest magnitude, or zero: of tiny gradients, squares underflow."""
-    greatest = jnp.max(jnp.abs(a))
+    # Without derivatives, which cancel, and of tiny gradients overflow.
+    greatest = jnp.max(jnp.abs(jax.lax.stop_gradient(a)))
     return a / jnp.where(greatest == 0, 1, greatest)
 
 

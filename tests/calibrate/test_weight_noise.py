@@ -324,3 +324,14 @@ def test_what_predict_returns_is_checked(key):
         sj.accuracy_drop(lambda p, x: p @ x)(key, W, XS, None, 0.1)
     with pytest.raises(TypeError, match="takes a PRNG key"):
         sj.accuracy_drop(predict)(W, XS, None, 0.1)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_traced_label_that_there_is_not_gives_nan(label, data, key):
+    xs, labels = data
+    labels = labels.at[3].set(label)
+    drop = jax.jit(sj.accuracy_drop(predict, num_samples=2))(key, W, xs, labels, 0.1)
+    assert np.isnan(drop.mean)
+    assert np.isnan(drop.stderr)
+    find = jax.jit(sj.sigma_for_accuracy_drop(predict, num_samples=2, num_steps=2))
+    assert np.isnan(find(key, W, xs, labels).sigma)

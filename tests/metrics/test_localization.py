@@ -342,7 +342,7 @@ def test_a_map_without_positive_entries_scores_a_cell_as_one_of_several():
 def test_the_evidence_for_a_class_is_in_the_cell_that_shows_it(key):
     """Images of class c have channel c, the score of class c is the sum of that channel."""
     labels = np.repeat(np.arange(5), 4)
-    images = jax.nn.one_hot(labels, 5)[:, None, None, :] * jnp.ones((1, 2, 3, 1))
+    images = jax.nn.one_hot(labels, 5)[:, None, None, :] * jnp.ones((1, 5, 6, 1))
     chosen = distinct_classes(key, labels, 4)
     x = mosaic(images[chosen], (2, 2))
     explain = jax.jit(sj.input_times_gradient(lambda params, x, c: jnp.sum(params * x[..., c])))
@@ -404,6 +404,8 @@ def test_distinct_classes_takes_all_if_asked(key):
         (lambda: mosaic(np.ones((6, 2, 2)), (1, 2, 3)), "grid must be one number or one for each"),
         (lambda: mosaic(np.ones((6, 2, 2)), (0, 3)), "grid must be at least 1"),
         (lambda: cell_mask((4, 9), (2, 2), 0), "4 x 9 positions .* 2 x 2 cells"),
+        (lambda: cell_mask((3, 33, 33), (3, 3), 0), r"Move its channels: jnp\.moveaxis"),
+        (lambda: grid_pointing_game(jnp.ones((3, 33, 33)), (3, 3), 0), "channels, H, W"),
         (lambda: grid_pointing_game(np.ones((5, 9)), GRID, 0), "(?s)5 x 9.*in grid_pointing_game"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, 6), "0 to 5; got 6"),
         (lambda: grid_pointing_game(np.ones((4, 9)), GRID, -1), "0 to 5; got -1"),
@@ -414,3 +416,18 @@ def test_distinct_classes_takes_all_if_asked(key):
 def test_wrong_grids_cells_and_labels_are_errors(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_the_examples_of_a_mosaic_do_not_depend_on_its_classes():
+    labels = jnp.arange(8) // 2  # four classes of two examples
+    keys = jax.random.split(jax.random.key(7), 2000)
+    drawn = jax.vmap(lambda key: distinct_classes(key, labels, 1)[0])(keys)
+    counts = np.bincount(drawn, minlength=8)
+    # Binomial of 2000 and 1/8, each: five standard deviations.
+    assert np.all(np.abs(counts - 250) < 5 * np.sqrt(2000 * 7 / 64))
+    pair = jax.vmap(lambda key: distinct_classes(key, labels, 2))(keys)
+    which = np.asarray(pair % 2)
+    for first in range(4):
+        chosen = which[np.asarray(pair[:, 0] // 2) == first]
+        for place in (0, 1):
+            assert abs(np.mean(chosen[:, place]) - 0.5) < 5 * 0.5 / np.sqrt(len(chosen))

@@ -445,3 +445,16 @@ def test_bad_arguments_are_errors(key):
         metric(sj.smoothgrad(scaled, reduction=mean_and_stderr()), radius=0.1)(key, 1.0, X)
     with pytest.raises(TypeError, match="no arrays"):
         metric(lambda params, x: None, radius=0.1)(key, 1.0, X)
+
+
+def test_a_missing_value_has_no_step():
+    x = jnp.array([1.0, jnp.nan, 2.0])
+
+    def explain(params, x):
+        return params * jnp.nan_to_num(x)
+
+    for metric in (local_lipschitz, max_sensitivity):
+        found = metric(explain, radius=0.1)(jax.random.key(0), 3.0, x)
+        assert np.isfinite(found)
+    slope = local_lipschitz(explain, radius=0.1)(jax.random.key(0), 3.0, x)
+    np.testing.assert_allclose(slope, 3, rtol=1e-4)
