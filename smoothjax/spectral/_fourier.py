@@ -122,6 +122,11 @@ def axes_beside(
         if axes is None:
             channels = channel_axis % len(shape)
             axes = check_image_axes(axis for axis in range(len(shape)) if axis != channels)
+            require(
+                len(axes) > 1,
+                f"a map of shape {shape} has no channel axis {channel_axis} beside an image. Type "
+                "channel_axis=None for maps without channels, axes=(0,) too for signals.",
+            )
     assert axes is not None
     return axes
 
