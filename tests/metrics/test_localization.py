@@ -431,3 +431,8 @@ def test_the_examples_of_a_mosaic_do_not_depend_on_its_classes():
         chosen = which[np.asarray(pair[:, 0] // 2) == first]
         for place in (0, 1):
             assert abs(np.mean(chosen[:, place]) - 0.5) < 5 * 0.5 / np.sqrt(len(chosen))
+
+
+def test_a_mosaic_uses_no_key_twice():
+    with jax.debug_key_reuse(True):
+        distinct_classes(jax.random.key(0), np.arange(8) // 2, 2)
