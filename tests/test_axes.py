@@ -167,6 +167,7 @@ def test_forgrad_drops_the_channels_of_a_picture_and_no_other_axis_unasked(shape
     run_abstractly(WITH_CHANNELS["forgrad"](channel_axis=None), shape[:3])
 
 
+@pytest.mark.slow
 @jax.disable_jit()
 def test_channels_first_from_end_to_end_is_channels_last_moved():
     """What the errors say to type gives the maps and the judgements of the same data moved."""

@@ -144,7 +144,9 @@ def test_no_key_is_used_twice(name):
         jax.jit(ALL[name]).lower(KEY, W, X)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in MORE)) for n in ALL]
+)
 def test_no_tracer_leaks(name):
     with jax.checking_leaks():
         jax.make_jaxpr(ALL[name])(KEY, W, X)

@@ -80,7 +80,14 @@ TRANSFORMS = {
     ),
 }
 
-each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+each_transform = pytest.mark.parametrize(
+    "transform",
+    # It takes longest to compile, and has a file of its own.
+    [
+        pytest.param(t, id=n, marks=[pytest.mark.slow] * (n == "smoothgrad_toward"))
+        for n, t in TRANSFORMS.items()
+    ],
+)
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):

@@ -64,6 +64,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in QUICK if QUICK[page] and page != "README.md"])
 def test_quick_blocks(page, run):
     if page == "devices.md" and jax.__version_info__ < (0, 10):

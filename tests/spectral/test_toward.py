@@ -318,6 +318,7 @@ def test_structure_and_dtypes_are_those_of_the_explainer(key):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_integer_leaves_pass(key):
     """Their gradient has no numbers."""
 
@@ -331,6 +332,7 @@ def test_integer_leaves_pass(key):
     assert found["label"].dtype == jax.dtypes.float0
 
 
+@pytest.mark.slow
 def test_it_composes(key):
     """Inside NoiseGrad, whose weights the guess sees; batches of examples; derivatives."""
     x = random_map()
