@@ -26,7 +26,7 @@ from smoothjax.attribution._program import (
     vjp,
 )
 from smoothjax.attribution._trace import by_rules, trace
-from smoothjax.attribution.lrp_rules import Rule, check_rule, epsilon
+from smoothjax.attribution.lrp_rules import Rule, _check_rule, epsilon
 
 # Each of their outputs is one of the inputs, or a constant.
 _SELECTIONS = frozenset(
@@ -93,7 +93,7 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     >>> explain(params, jnp.array([1.0, 1.0])), score(params, jnp.array([1.0, 1.0]))
     (Array([1., 4.], dtype=float32), Array(5., dtype=float32))
     """
-    check_rule(rules, "rules")
+    _check_rule(rules, "rules")
 
     def attribute(score_of, leaves):
         whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_activation(call)))

@@ -210,13 +210,13 @@ def by_layer(choose: Callable[[Layer], Rule]) -> Rule:
 
     def rule(layer, a, relevance):
         chosen = choose(layer)
-        check_rule(chosen, "what choose returns")
+        _check_rule(chosen, "what choose returns")
         return chosen(layer, a, relevance)
 
     return rule
 
 
-def check_rule(rule: Any, name: str) -> None:
+def _check_rule(rule: Any, name: str) -> None:
     """Raises if a rule is no function, or one of those here without its parentheses."""
     check_function(rule, name)
     require(
