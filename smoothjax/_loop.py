@@ -53,11 +53,14 @@ def monte_carlo(
 
     Its settings are those of `smoothgrad`, and x is what each draw is about as large as.
     """
+    fixed = _CHUNK if chunk_size is None else chunk_size
+    if tolerance is not None or sharding is not None:
+        chunk_size = fixed  # which it is to stop after, or to divide
     run = accumulate(reduction, chunk_size, tolerance, sharding)
     name = "num_samples" if reduction.min_samples == 1 else "num_samples for this reduction"
     num = check_count(num_samples, name, reduction.min_samples)
     if sharding is not None:
-        check_divides(sharding, num, _CHUNK if chunk_size is None else chunk_size)
+        check_divides(sharding, num, fixed)
 
     def average(draw, key, x=None):
         return run(lambda i: draw(jax.random.fold_in(key, i)), num, x)
@@ -105,12 +108,7 @@ def accumulate(
         if not jax.tree.leaves(numeric):
             raise TypeError(f"the function returned no arrays to average, but {draw}.")
 
-        if chunk_size is not None:
-            chunk = min(chunk_size, num)
-        elif tolerance is not None or sharding is not None:
-            chunk = min(_CHUNK, num)  # which it is to stop after, or to divide
-        else:
-            chunk = _default_chunk(num, x)
+        chunk = _default_chunk(num, x) if chunk_size is None else min(chunk_size, num)
 
         def evaluate(index):
             return _without_float0(body(index))

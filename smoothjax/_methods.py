@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import smoothjax as sj
+from smoothjax._transform import keyed
 from smoothjax._typing import Rule
 from smoothjax.reductions import Estimate, mean_and_stderr, relative_error
 
@@ -98,10 +99,11 @@ class Programs:
 
 def of_explainer(explain: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the program of an explainer `explain([key,] params, x, label)`."""
+    explain = keyed(explain)
 
     def program(key, params, x, label, predicted):
         del predicted
-        return explain(*((key,) if sj.is_stochastic(explain) else ()), params, x, label)
+        return explain(key, params, x, label)
 
     return program
 

@@ -1,4 +1,4 @@
-"""Norms, and tests of means."""
+"""Norms, ratios, and tests of means."""
 
 from typing import Any
 
@@ -33,6 +33,11 @@ def norm(array: Any, axis: int | None = None) -> jax.Array:
     unit = jnp.where(largest > 0, jnp.minimum(largest, most), 1)
     scaled = array / unit.astype(array.dtype)
     return jnp.squeeze(unit, axis) * root(jnp.sum(abs2(scaled), axis))
+
+
+def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns a / b, and 0 where b is not above 0."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
 def t_test(mean: Any, stderr: Any, num_samples: int) -> jax.Array:

@@ -17,6 +17,7 @@ from smoothjax import reductions
 from smoothjax._checks import check_integer, require
 from smoothjax._loop import accumulate
 from smoothjax._perturb import additive, levels_of, perturbation
+from smoothjax._statistics import ratio
 from smoothjax._transform import at_argument, transform
 from smoothjax._trees import combine, is_inexact, partition, wide_dtype, without_numbers
 from smoothjax._typing import Explainer, Score
@@ -236,26 +237,21 @@ def _calibrated(z, sampled, positions):
     mean, variance = (m.astype(sampled.mean.dtype) for m in z)
     shift = sampled.mean - jnp.mean(mean, positions, keepdims=True)
     before = jnp.mean(variance, positions, keepdims=True)
-    scale = _ratio(sampled.variance, before)
-    overall = _ratio(jnp.sum(sampled.variance), jnp.sum(before))
+    scale = ratio(sampled.variance, before)
+    overall = ratio(jnp.sum(sampled.variance), jnp.sum(before))
     shift = shift * _signal(shift**2, sampled.mean_noise)
     scale = overall + (scale - overall) * _signal(sampled.variance, sampled.variance_noise)
     mean = mean + shift
     gap = sampled.means - mean
     power = jnp.mean(gap**2, positions, keepdims=True)
-    share = _ratio(jnp.maximum(power - sampled.means_noise, 0), power)
+    share = ratio(jnp.maximum(power - sampled.means_noise, 0), power)
     moments = (mean + share * gap, variance * scale)
     return _Moments(*(m.astype(z.mean.dtype) for m in moments))
 
 
 def _signal(square, noise):
     """The share of a square that is not noise."""
-    return _ratio(square, square + noise)
-
-
-def _ratio(a, b):
-    """The ratio a / b in any unit, and 0 where b is 0."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    return ratio(square, square + noise)
 
 
 def _through_linear(equation, inputs):

@@ -258,17 +258,17 @@ def _attribute(explain):
 def _judge(metrics):
     """The function of one example, and its attribution if that is judged, to its scores."""
     # Sorted, for the program not to depend on their order.
-    metrics = {name: (fun, _keywords(fun)) for name, fun in sorted(metrics.items())}
+    metrics = {name: (f, keyed(f), _keywords(f)) for name, f in sorted(metrics.items())}
 
     def judge(params, key, index, example, annotations, *attribution):
         metric_key = _keys(key, index)[1]
         x, *rest = example
         scores = {}
-        for name, (metric, keywords) in metrics.items():
+        for name, (metric, call, keywords) in metrics.items():
             chosen = {note: value for note, value in annotations.items() if note in keywords}
             args = (params, x, *attribution, *rest)
             try:
-                scores[name] = keyed(metric)(metric_key, *args, **chosen)
+                scores[name] = call(metric_key, *args, **chosen)
             except TypeError as error:
                 if attribution and not _takes(
                     metric, (metric_key,) * is_stochastic(metric) + args, chosen

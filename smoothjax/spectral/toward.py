@@ -9,6 +9,7 @@ import numpy as np
 from smoothjax import reductions
 from smoothjax._axes import IMAGE, LAST, axes_of, check_pooled_axis
 from smoothjax._checks import check_function, require
+from smoothjax._statistics import ratio
 from smoothjax._transform import keyed, stochastic, transform
 from smoothjax._trees import is_float0
 from smoothjax._typing import Axes, Explainer
@@ -153,7 +154,7 @@ def smoothgrad_toward(
                 return answer, None
             spread = layout.front(error.map)
             plain = jnp.mean(spread**2, layout.first, keepdims=True)
-            return answer, layout.back(spread * root(_over(risk, plain)))
+            return answer, layout.back(spread * root(ratio(risk, plain)))
 
         leaves, treedef = jax.tree.flatten(start)
         columns = (treedef.flatten_up_to(moments) for moments in (draws.mean, draws.stderr))
@@ -231,7 +232,7 @@ def _scale(guess, average, axes):
     def inner(a, b):
         return jnp.sum(a * b, (*axes, -1), keepdims=True)
 
-    return _over(inner(varying, average), inner(varying, varying))
+    return ratio(inner(varying, average), inner(varying, varying))
 
 
 def _combined(guess, mean, variance, num_samples, sizes):
@@ -298,7 +299,7 @@ def _gain(power, noise, prior, num_samples, sizes):
     signal, guess = (jnp.linalg.solve(ridged, m) for m in (power - noise, prior))
     # rho is in units of the largest guess, so that its square is a number of float32.
     largest = jnp.max(jnp.abs(guess), (0, -2, -1), keepdims=True)
-    guess, prior = _over(guess, largest), _over(prior, largest)
+    guess, prior = ratio(guess, largest), ratio(prior, largest)
 
     weight = bins.at[0].set(0)  # one bin has no spectrum
 
@@ -327,11 +328,11 @@ def _tau(products, num_samples):
     gg, gi, ii, sg, si = products
     gg, ii = _DAMPING * gg, _DAMPING * ii
     determinant = gg * ii - gi**2
-    rho, tau = _over(sg * ii - si * gi, determinant), _over(gg * si - gi * sg, determinant)
-    without_guess = _over(si, ii)
+    rho, tau = ratio(sg * ii - si * gi, determinant), ratio(gg * si - gi * sg, determinant)
+    without_guess = ratio(si, ii)
     tau = jnp.where(rho > 0, tau, without_guess)
     # Of a bin, power has a relative variance of 2, and noise of n - 1 degrees 2 / (n - 1).
-    stderr = jnp.sqrt(_over(2 * num_samples / (num_samples - 1), ii))
+    stderr = jnp.sqrt(ratio(2 * num_samples / (num_samples - 1), ii))
     return jnp.maximum(jnp.maximum(tau, _LEAST_SHARE * without_guess), _STANDARD_ERRORS * stderr)
 
 
@@ -348,17 +349,12 @@ def _nearby(numerator, denominator):
         weights = jnp.asarray(near, sums.dtype)
         return jnp.tensordot(weights, sums, (1, 0), precision=jax.lax.Precision.HIGHEST)
 
-    ratio = _over(total(numerator), total(denominator))
+    on_grid = ratio(total(numerator), total(denominator))
     place = number / (_WIDTH / 2)
     below = place.astype(int)
-    above = jnp.asarray(place - below, ratio.dtype)
-    above = jnp.expand_dims(above, range(1, ratio.ndim))
-    return ratio[below] * (1 - above) + ratio[below + 1] * above
-
-
-def _over(a, b):
-    """`a / b`, and 0 where b is."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    above = jnp.asarray(place - below, on_grid.dtype)
+    above = jnp.expand_dims(above, range(1, on_grid.ndim))
+    return on_grid[below] * (1 - above) + on_grid[below + 1] * above
 
 
 def _eye(matrices):
