@@ -1,6 +1,6 @@
 """Where a network breaks: the accuracy that weight noise costs, on all weights and layer by layer.
 
-    python benchmarks/breaking.py --photos ../shared/data/imagenet_sample_224.npz --minutes 9
+    python -m benchmarks.breaking --photos ../shared/data/imagenet_sample_224.npz --minutes 9
 
 Run it again until it prints its tables: what is measured is kept in .cache beside this file. Three
 questions: how the drop grows with the level, with and without noise on normalisation layers; which
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from record import write_record
 
 import smoothjax as sj
+from benchmarks.record import write_record
 from smoothjax import zoo
 
 HERE = pathlib.Path(__file__).parent

@@ -1,7 +1,7 @@
 """Finds the weight noise that costs a network 5 % of its accuracy: `sigma_weights` of the zoo.
 
-    python benchmarks/calibrate.py --photos ../shared/data/imagenet_sample_224.npz
-    python benchmarks/calibrate.py --model minilm-l6
+    python -m benchmarks.calibrate --photos ../shared/data/imagenet_sample_224.npz
+    python -m benchmarks.calibrate --model minilm-l6
 
 The photos are an .npz with uint8 `images` (n, H, W, 3) and their ImageNet `labels`. MiniLM is to
 find, for each sentence of sentences.tsv, the one that means the same, by the similarity to the
@@ -16,9 +16,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import sentence_pairs, write_record
 
 import smoothjax as sj
+from benchmarks.record import sentence_pairs, write_record
 from smoothjax import zoo
 
 

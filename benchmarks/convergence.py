@@ -1,6 +1,6 @@
 """Measures how many draws a map needs, and what brings it closer to its limit for the same draws.
 
-    python benchmarks/convergence.py --photos ../shared/data/imagenet_sample_224.npz --minutes 9
+    python -m benchmarks.convergence --photos ../shared/data/imagenet_sample_224.npz --minutes 9
 
 Eight photos, EfficientNet-Lite0, noise on the inputs (0.15 of their range) and on the weights (the
 calibrated level). The limit of a map is the mean of 4096 draws (1024 of weights) of other keys; as
@@ -37,9 +37,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from record import alternate, archived_photos, bundled_photos, write_record
 
 import smoothjax as sj
+from benchmarks.record import alternate, archived_photos, bundled_photos, write_record
 from smoothjax import reductions, spectral, zoo
 from smoothjax.metrics.similarity import cosine, spearman, ssim
 from smoothjax.spectral._fourier import fourier, inverse, ring_sums, rings

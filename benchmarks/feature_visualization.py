@@ -1,6 +1,6 @@
 """What classes and channels look for, with and without noise on the weights, and what that gains.
 
-    python benchmarks/feature_visualization.py --minutes 9
+    python -m benchmarks.feature_visualization --minutes 9
 
 Run it again until it prints its tables: each picture is kept in .cache beside this file. It needs
 both EfficientNet-Lites. `--part defaults` compares parameterizations and augmentations, `--part
@@ -21,9 +21,9 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from PIL import Image
-from record import write_record
 
 import smoothjax as sj
+from benchmarks.record import write_record
 from smoothjax import zoo
 from smoothjax.feature_visualization import (
     activation_maximization,

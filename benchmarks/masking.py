@@ -1,6 +1,6 @@
 """Measures what masking costs: forward passes per second inside each method and without it.
 
-    python benchmarks/masking.py
+    python -m benchmarks.masking
 
 The network is EfficientNet-Lite0 at 224 pixels. The bare network is one compiled program too: it
 scans over batches of as many different images as a method has masks, and sums the logits. The bare
@@ -17,8 +17,8 @@ import statistics
 import jax
 import jax.numpy as jnp
 import skimage.data
-from record import alternate, fastest, write_record
 
+from benchmarks.record import alternate, fastest, write_record
 from smoothjax import zoo
 from smoothjax.attribution import hsic, occlusion, rise, sobol
 

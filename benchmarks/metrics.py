@@ -1,6 +1,6 @@
 """Measures what metrics cost: against Quantus, and against the bare network.
 
-    python benchmarks/metrics.py
+    python -m benchmarks.metrics
 
 Pixel flipping in 28 steps (21 where Quantus cannot take 28), faithfulness correlation with 100
 subsets of 224 features, and max-sensitivity with 10 samples, on a LeNet (random weights, 32 images
@@ -26,9 +26,9 @@ import quantus
 import scipy.stats
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from record import alternate, bundled_photos, fastest, median_ratio, write_record
 
 import smoothjax as sj
+from benchmarks.record import alternate, bundled_photos, fastest, median_ratio, write_record
 from smoothjax import metrics, zoo
 
 SUBSETS, SUBSET_SIZE, SAMPLES, RADIUS = 100, 224, 10, 0.1

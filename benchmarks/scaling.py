@@ -1,7 +1,7 @@
 """Measures how SmoothGrad speeds up over devices: strong and weak scaling, over draws and examples.
 
-    python benchmarks/scaling.py
-    python benchmarks/scaling.py --cpu-devices 8
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --cpu-devices 8
 
 The first takes what JAX finds, GPUs or a TPU slice; on several hosts, start it on each with
 `--distributed`. The second divides the CPU into devices. They share its cores, so hardly any
@@ -24,9 +24,9 @@ import numpy as np
 import skimage.data
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from record import alternate, write_record
 
 import smoothjax as sj
+from benchmarks.record import alternate, write_record
 from smoothjax import zoo
 
 

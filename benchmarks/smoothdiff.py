@@ -1,7 +1,7 @@
 """Measures how near SmoothGrad's limit the maps of SmoothDiff and of averages are.
 
-    python benchmarks/smoothdiff.py --photos ../shared/data/imagenet_sample_224.npz
-    python benchmarks/smoothdiff.py --photos ../shared/data/imagenet_sample_224.npz \
+    python -m benchmarks.smoothdiff --photos ../shared/data/imagenet_sample_224.npz
+    python -m benchmarks.smoothdiff --photos ../shared/data/imagenet_sample_224.npz \
         --network efficientnet-lite2 --out benchmarks/smoothdiff-lite2.json
 
 Photos that are drawn from an archive with a seed, without the six on which the method was chosen;
@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from record import alternate, median_ratio, write_record
 
 import smoothjax as sj
+from benchmarks.record import alternate, median_ratio, write_record
 from smoothjax import zoo
 
 HERE = pathlib.Path(__file__).parent

@@ -1,6 +1,6 @@
 """Studies the spectra of attribution maps, and what FORGrad's low-pass filter gains on them.
 
-    python benchmarks/spectra.py --photos ../shared/data/imagenet_sample_224.npz
+    python -m benchmarks.spectra --photos ../shared/data/imagenet_sample_224.npz
 
 Three questions of the paper (arXiv 2307.09591), on photos that the network is sure of:
 
@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from record import archived_photos, write_record
 
 import smoothjax as sj
+from benchmarks.record import archived_photos, write_record
 from smoothjax import metrics, spectral, zoo
 from smoothjax.reductions import Reduction
 

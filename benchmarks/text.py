@@ -1,6 +1,6 @@
 """Measures which words' scores are right: how fast similarity falls as the best ones are deleted.
 
-    python benchmarks/text.py
+    python -m benchmarks.text
 
 For a hundred pairs of sentences that mean about the same, each method says which tokens of the
 first make MiniLM's cosine similarity to the second. Tokens are deleted in that order, for good: the
@@ -17,9 +17,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import sentence_pairs, write_record
 
 import smoothjax as sj
+from benchmarks.record import sentence_pairs, write_record
 from smoothjax import zoo
 from smoothjax.evaluation import Evaluation
 

@@ -1,7 +1,7 @@
 """Measures what a smoothed map costs: above its gradients, and against PyTorch's libraries.
 
-    python benchmarks/throughput.py
-    python benchmarks/throughput.py --parts peers
+    python -m benchmarks.throughput
+    python -m benchmarks.throughput --parts peers
 
 The first runs every part but the last, the second the last: 8 and 9 minutes on two cores. All
 is on EfficientNet-Lite0 at 224 pixels, on whatever device JAX finds.
@@ -39,9 +39,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import skimage.data
-from record import alternate, bundled_photos, median_ratio, write_record
 
 import smoothjax as sj
+from benchmarks.record import alternate, bundled_photos, median_ratio, write_record
 from smoothjax import zoo
 from smoothjax._perturb import multiplicative, perturbation
 from smoothjax.noise import box_muller

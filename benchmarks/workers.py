@@ -1,6 +1,6 @@
 """What throughput.py runs in processes of their own, ours and PyTorch's, to know their memory.
 
-    python benchmarks/workers.py NAME DATA.npz
+    python -m benchmarks.workers NAME DATA.npz
 
 Builds what NAME says, calls it once, and tells its settings in a line of JSON; then calls it for
 every line it reads, and answers with time and memory. Neither framework is loaded where the other
