@@ -10,12 +10,14 @@ is on EfficientNet-Lite0 at 224 pixels, on whatever device JAX finds.
 - noisegrad: a draw for one image against perturbing the weights alone plus the gradient alone.
 - batch: a draw of weights that eight images share against the bare gradients of eight.
 - samplers: perturbing 25 million weights, by where the random numbers come from.
+- ordinary: SmoothGrad of 16 draws on a small network and a ResNet-18 in plain Flax, and the
+  gradient with respect to the weights through it, against a `vmap` over draws written by hand.
 - tolerance: a loop that checks its error after every chunk, and never stops, against one of a fixed
   number of draws.
 - compile: how long programs take to compile.
-- peers: SmoothGrad, NoiseGrad and AdaptGrad against Captum's NoiseTunnel and against the loops of
-  the papers' authors, in PyTorch with the same network and weights, with the memory that each
-  takes. The `bench` extra holds what this needs.
+- peers: SmoothGrad, SmoothDiff, NoiseGrad and AdaptGrad against Captum's NoiseTunnel and against
+  the loops of the papers' authors, in PyTorch with the same network and weights, with the memory
+  that each takes. The `bench` extra holds what this needs.
 
 What is compared runs in turn, round after round, and a ratio is the median of the rounds' ratios.
 Each part is written to throughput.json beside this file when it is done, with its date and the load
@@ -27,6 +29,7 @@ import contextlib
 import datetime
 import functools
 import json
+import operator
 import os
 import pathlib
 import subprocess
@@ -39,6 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import skimage.data
+from flax import linen
 
 import smoothjax as sj
 from benchmarks.record import alternate, bundled_photos, median_ratio, write_record
@@ -72,7 +76,7 @@ class Setup(NamedTuple):
 
 
 KEY = jax.random.key(0)
-SAMPLERS = {"": jax.random.normal, ", box_muller": box_muller}
+SAMPLERS = {"": box_muller, ", jax.random.normal": jax.random.normal}
 
 
 def main():
@@ -141,7 +145,7 @@ def smoothgrad_cost(setup):
         run, shape = bare_gradients(setup), (-1, batch, *setup.x.shape)
         return lambda params, images, label: run(params, images.reshape(shape), label)
 
-    def smoothgrad(chunk_size, num=setup.draws, sampler=jax.random.normal):
+    def smoothgrad(chunk_size, num=setup.draws, sampler=box_muller):
         return sj.smoothgrad(
             setup.gradient, LEVEL, num_samples=num, chunk_size=chunk_size, sampler=sampler
         )
@@ -193,7 +197,7 @@ def perturbed(params, sigma, num, sampler):
     return lambda key=KEY: program(key, params)
 
 
-def noisegrad(setup, num, sampler=jax.random.normal):
+def noisegrad(setup, num, sampler=box_muller):
     return sj.noisegrad(setup.gradient, setup.net.sigma_weights, num_samples=num, sampler=sampler)
 
 
@@ -285,6 +289,76 @@ def samplers_cost(setup, num=4, size=25_000_000):
     }
 
 
+class SmallNet(linen.Module):
+    """Three convolutions and a classifier of ten classes."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Returns logits."""
+        for features in (16, 32, 32):
+            x = linen.relu(linen.Conv(features, (3, 3), strides=2)(x))
+        return linen.Dense(10)(jnp.mean(x, (-3, -2)))
+
+
+class ResNet18(linen.Module):
+    """He et al. 2016, without batch norms, whose statistics are constants here."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Returns logits."""
+        x = linen.relu(linen.Conv(64, (7, 7), strides=2)(x))
+        x = linen.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, features in enumerate((64, 128, 256, 512)):
+            for block in range(2):
+                stride = 2 if stage and not block else 1
+                inner = linen.relu(linen.Conv(features, (3, 3), strides=stride)(x))
+                inner = linen.Conv(features, (3, 3))(inner)
+                if stride == 2:
+                    x = linen.Conv(features, (1, 1), strides=2)(x)
+                x = linen.relu(x + inner)
+        return linen.Dense(10)(jnp.mean(x, (-3, -2)))
+
+
+def ordinary_cost(setup, num=16, size=64):
+    x = jax.image.resize(setup.x, (size, size, 3), "linear")
+    result = {"draws": num, "pixels": size, "networks": {}}
+    for model in (SmallNet(), ResNet18()):
+        params = model.init(jax.random.key(1), x)
+        gradient = jax.grad(lambda p, x, model=model: model.apply(p, x)[3], argnums=1)
+
+        def by_hand(key, params, x, gradient=gradient):
+            noisy = x + LEVEL(x) * jax.random.normal(key, (num, *x.shape))
+            return jnp.mean(jax.vmap(gradient, (None, 0))(params, noisy), 0)
+
+        def through(explain):
+            return jax.grad(lambda weights, key, x: jnp.sum(explain(key, weights, x) ** 2))
+
+        smoothed = sj.smoothgrad(gradient, LEVEL, num_samples=num)
+        name = type(model).__name__
+        print(name, flush=True)
+        rows = result["networks"][name] = {}
+        for what, programs, arguments, target in (
+            ("map", {"hand": by_hand, "smoothgrad": smoothed}, (KEY, params, x), 1.05),
+            (
+                "gradient through it",
+                {"hand": through(by_hand), "smoothgrad": through(smoothed)},
+                (params, KEY, x),
+                1.3,
+            ),
+        ):
+            compiled = {n: jax.jit(f).lower(*arguments).compile() for n, f in programs.items()}
+            runs = {n: functools.partial(f, *arguments) for n, f in compiled.items()}
+            times = alternate(runs, setup.repeats)
+            rows[what] = {
+                "milliseconds": milliseconds(times),
+                "megabytes": {
+                    n: f.memory_analysis().temp_size_in_bytes / 1e6 for n, f in compiled.items()
+                },
+                "over_hand": compare(what, times["smoothgrad"], [times["hand"]], target),
+            }
+    return result
+
+
 def tolerance_cost(setup, chunk_size=8):
     def run(tolerance):
         smoothed = sj.smoothgrad(
@@ -371,7 +445,7 @@ PAIRS = {
     "NoiseGrad of 8 images": ("ours-noisegrad", "pytorch-noisegrad", 0.6),
     "AdaptGrad": ("ours-adaptgrad", "pytorch-adaptgrad", None),
 }
-OTHERS = ("ours-wiener", "pytorch-captum_all_at_once")
+OTHERS = ("ours-wiener", "ours-smoothdiff", "pytorch-captum_all_at_once")
 
 
 def peers(setup):
@@ -432,6 +506,9 @@ def peers(setup):
             print(f"    {what}: {compared[what]:.2f}", flush=True)
         result["methods"][method] = compared
     result["to_half"] = time_to_half(times["ours-wiener"], times["pytorch-captum"])
+    result["to_cosine"] = time_to_cosine(setup, times["ours-smoothdiff"], times["pytorch-captum"])
+    memory = (answers[n][-1]["call_megabytes"] for n in ("ours-smoothdiff", "pytorch-captum"))
+    result["to_cosine"]["call_megabytes"] = operator.truediv(*memory)
     return result
 
 
@@ -450,11 +527,27 @@ def time_to_half(ours, theirs):
     return compare("time to a squared error of 0.5 / Captum's", ours, [theirs], 0.25)
 
 
+def time_to_cosine(setup, ours, theirs, least=0.9):
+    """The time of SmoothDiff over that of as many draws of Captum as have a cosine of 0.9.
+
+    Of n draws the cosine to the limit is (1 + v / n)^(-1/2); smoothdiff.json has that of 256, and
+    SmoothDiff's, which must be as large.
+    """
+    found = json.loads((HERE / "smoothdiff.json").read_text())["methods"]
+    draws = 256 * (found["smoothgrad, 256 draws"]["mean"] ** -2 - 1) / (least**-2 - 1)
+    if found["smoothdiff, 8 draws"]["mean"] < least:
+        raise SystemExit(f"SmoothDiff has no cosine of {least}")
+    theirs = [time * draws / setup.draws for time in theirs]
+    what = f"time to a cosine of {least} / Captum's {draws:.0f} draws"
+    return {"draws": draws, **compare(what, ours, [theirs], 1 / 30)}
+
+
 PARTS = {
     "smoothgrad": smoothgrad_cost,
     "noisegrad": noisegrad_cost,
     "batch": batch_cost,
     "samplers": samplers_cost,
+    "ordinary": ordinary_cost,
     "tolerance": tolerance_cost,
     "compile": compile_cost,
     "peers": peers,

@@ -112,11 +112,14 @@ def ours(data):
             gradient,
             float(data.sigma_weights),
             num_samples=NOISEGRAD_DRAWS,
-            sampler=sj.noise.box_muller,
         )
         batched = jax.vmap(smoothed, in_axes=(None, None, 0, 0))
         call = (key, net.params, jnp.asarray(data.xs), jnp.asarray(data.labels))
         return compiled(batched, *call), {"draws": NOISEGRAD_DRAWS, "images": len(data.xs)}
+
+    def smoothdiff():
+        explain = sj.smoothdiff(net.score, float(data.sigma))
+        return compiled(explain, key, net.params, x, label), {"draws": 8}
 
     def adaptgrad():
         explain = sj.adaptgrad(
@@ -132,6 +135,7 @@ def ours(data):
         "gradient": lambda: (compiled(gradient, net.params, x, label), {}),
         "smoothgrad": smoothgrad,
         "wiener": lambda: smoothgrad(reduction=wiener(channel_axis=-1)),
+        "smoothdiff": smoothdiff,
         "noisegrad": noisegrad,
         "adaptgrad": adaptgrad,
     }, device_megabytes
