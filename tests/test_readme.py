@@ -1,10 +1,9 @@
 """Every block of Python in README.md and docs/ runs as it stands, top to bottom.
 
-Also what the pages say beside it: links, names, and numbers that a script has recorded.
+Also what the pages say beside it: links and names.
 """
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import re
@@ -182,38 +181,3 @@ def test_the_tables_name_what_there_is():
     listed = re.findall(r"`(\w+)`", table.partition("| |")[2])
     assert len(listed) >= 20
     assert all(callable(getattr(sj.metrics, name)) for name in listed)
-
-
-def test_the_table_of_weight_noise_is_the_record():
-    record = json.loads((ROOT / "benchmarks" / "calibrate-efficientnet-lite0.json").read_text())
-    levels = {row["sigma"]: (row["drop"], row["stderr"]) for row in record["drops"]}
-    levels[record["sigma_weights"]] = record["drop"], record["drop_stderr"]
-    shares = [
-        f"{100 * drop:.1f} +- {100 * error:.1f}" for _, (drop, error) in sorted(levels.items())
-    ]
-    assert f"| share of the accuracy lost, % | {' | '.join(shares)} |" in TEXTS["weight-noise.md"]
-    found = f"{record['sigma_weights']:.3f} +- {record['sigma_weights_stderr']:.3f}"
-    assert f"**{found}**" in TEXTS["weight-noise.md"]
-    assert f"({record['sigma_weights']:.3f} for" in TEXTS["README.md"]
-
-
-def test_the_numbers_of_the_picture_are_the_record():
-    record = json.loads((ROOT / "benchmarks" / "chelsea.json").read_text())
-    error = record["methods"]["smoothgrad"]["relative_error"]
-    assert f"({error:.2f})" in TEXTS["draws.md"]
-
-
-def test_the_numbers_of_text_are_the_record():
-    level = json.loads((ROOT / "benchmarks" / "calibrate-minilm-l6.json").read_text())
-    text = TEXTS["text.md"]
-    found = f"{level['sigma_weights']:.2f} +- {level['sigma_weights_stderr']:.2f}"
-    assert f"**{found}**" in text
-    shares = {row["sigma"]: (row["drop"], row["stderr"]) for row in level["drops"]}
-    shares[level["sigma_weights"]] = level["drop"], level["drop_stderr"]
-    cells = [
-        f"{100 * drop:.1f} +- {100 * error:.1f}" for _, (drop, error) in sorted(shares.items())
-    ]
-    assert f"| share of the answers lost, % | {' | '.join(cells)} |" in text
-    record = json.loads((ROOT / "benchmarks" / "text.json").read_text())
-    for name, row in record["deletion"].items():
-        assert f"| {name} | {row['mean']:.3f} +- {row['stderr']:.3f} |" in text, name
