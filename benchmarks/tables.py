@@ -128,17 +128,32 @@ def throughput(record):
             label = what.format(**part)
             if name == "samplers":
                 label += f" with `{variant}` / with `jax.random.normal`"
-            elif name != "tolerance":
-                label += f", noise by `{sampler or 'jax.random.normal'}`"
+            elif sampler:
+                label += f", noise by `{sampler}`"
             milliseconds = f"{times[variant]:.1f} / {' + '.join(f'{time:.1f}' for time in over)}"
             rows.append([label, f"{found['ratio']:.2f}", f"{found['target']:.2f}", milliseconds])
+    tables = [table(["time / time", "measured", "at most", "milliseconds"], rows)]
+    if "ordinary" in record["parts"]:
+        tables.append(ordinary(record["parts"]["ordinary"]))
     taken = record["parts"]["compile"]["seconds"]
     seconds = ", ".join(f"{name} {digits(value, 2)}" for name, value in taken.items())
     return paragraphs(
-        table(["time / time", "measured", "at most", "milliseconds"], rows),
+        *tables,
         f"Seconds to compile: {seconds}.",
         source(record, f"`{record['model']}` at 224 pixels"),
     )
+
+
+def ordinary(part):
+    """SmoothGrad against a loop over draws that is written by hand, on networks in plain Flax."""
+    rows = []
+    for network, measured in part["networks"].items():
+        for what, found in measured.items():
+            memory = found["megabytes"]["smoothgrad"] / found["megabytes"]["hand"]
+            ratios = [f"{found['over_hand'][key]:.2f}" for key in ("ratio", "target")]
+            rows.append([f"{network}, {what}", *ratios, f"{memory:.2f}"])
+    what = f"SmoothGrad of {part['draws']} draws at {part['pixels']} pixels / `vmap` by hand"
+    return table([what, "time", "at most", "memory"], rows)
 
 
 def peers(record):
@@ -163,6 +178,11 @@ def peers(record):
         label = "SmoothGrad to a squared relative error of 0.5, with `wiener(channel_axis=-1)`"
         times = [f"{half[key]:.2f}" for key in ("ratio", "target")]
         rows.append([label, "Captum's, likewise", *times, "", ""])
+    if found := part.get("to_cosine"):
+        times = [digits(found[key], 2) for key in ("ratio", "target")]
+        captum = f"Captum's, {found['draws']:.0f} draws"
+        memory = f"{found['call_megabytes']:.2f}"
+        rows.append(["SmoothDiff to a cosine of 0.9", captum, *times, memory, ""])
     header = ["method", "against", "time", "time, at most", "memory of a call", "of the process"]
     best, at_once = (workers[f"pytorch-captum{suffix}"] for suffix in ("", "_all_at_once"))
     slower = at_once["seconds"] / best["seconds"]
