@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import reductions
@@ -71,7 +72,7 @@ def close(got, want, rtol=1e-5):
 
 
 @each_type
-@each_transform
+@pytest.mark.parametrize("transform", slow_but(TRANSFORMS, "smoothgrad", "noisegrad"))
 def test_draws_over_a_mesh(transform, axis_type, key):
     check_draws_over_a_mesh(8, transform, axis_type, key)
 
@@ -92,7 +93,10 @@ def check_draws_over_a_mesh(num_devices, transform, axis_type, key):
         close(jax.jit(sharded)(key, PARAMS, X), want)
 
 
-@pytest.mark.parametrize("axis_type", [AUTO, EXPLICIT, (EXPLICIT, AUTO), (AUTO, EXPLICIT)], ids=str)
+@pytest.mark.parametrize(
+    "axis_type",
+    slow_but([AUTO, EXPLICIT, (EXPLICIT, AUTO), (AUTO, EXPLICIT)], (EXPLICIT, AUTO)),
+)
 def test_a_mesh_of_two_axes_for_the_batch_and_the_draws(axis_type, key):
     devices = mesh(8, axis_type, ("batch", "draws"), (2, 4))
     xs = jnp.stack([X, 2 * X, X - 1, -X])
@@ -164,7 +168,8 @@ def test_the_work_is_divided(axis_type, key):
 
 
 @pytest.mark.parametrize(
-    "transform", [TRANSFORMS[n] for n in ("smoothgrad", "noisegrad", "fusion")]
+    "transform",
+    slow_but({n: TRANSFORMS[n] for n in ("smoothgrad", "noisegrad", "fusion")}, "noisegrad"),
 )
 def test_inside_shard_map(transform, key):
     """Each device explains its part of a batch, with the key and weights of all."""
@@ -224,7 +229,10 @@ def test_noise_is_drawn_where_the_weight_lives(layout, axis_type, key):
     close(got, whole(key, WEIGHTS))
 
 
-@pytest.mark.parametrize("layout", [LAYOUTS[n] for n in ("fully sharded", "tensor parallel")])
+@pytest.mark.parametrize(
+    "layout",
+    slow_but({n: LAYOUTS[n] for n in ("fully sharded", "tensor parallel")}, "tensor parallel"),
+)
 def test_a_network_with_divided_weights(layout, key):
     """As XLA runs it on Auto axes: only activations cross between devices."""
 
@@ -243,7 +251,7 @@ def test_a_network_with_divided_weights(layout, key):
     close(explain(key, placed, x), explain(key, WEIGHTS, x), rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(513, 130), (9, 77, 101), (5, 4099)], ids=str)
+@pytest.mark.parametrize("shape", slow_but([(513, 130), (9, 77, 101), (5, 4099)], (9, 77, 101)))
 def test_sizes_that_do_not_divide(shape, key):
     """Divided inside a program, where XLA pads them."""
     devices = mesh(8, AUTO, ("model",))
@@ -260,7 +268,13 @@ def test_sizes_that_do_not_divide(shape, key):
     assert set(moved_between_devices(total.lower(key, params).compile())) == {()}
 
 
-@pytest.mark.parametrize("smooth", [sj.noisegrad, functools.partial(sj.smoothgrad, argnum=0)])
+@pytest.mark.parametrize(
+    "smooth",
+    slow_but(
+        {"noisegrad": sj.noisegrad, "additive": functools.partial(sj.smoothgrad, argnum=0)},
+        "noisegrad",
+    ),
+)
 @pytest.mark.parametrize("width", [4, 512], ids=["small", "large"])
 def test_parts_of_the_weights_inside_shard_map_have_noise_of_their_own(smooth, width, key):
     """And what all devices share, such as a bias, stays what they share."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import attribution, metrics, reductions
@@ -82,11 +83,8 @@ TRANSFORMS = {
 
 each_transform = pytest.mark.parametrize(
     "transform",
-    # It takes longest to compile, and has a file of its own.
-    [
-        pytest.param(t, id=n, marks=[pytest.mark.slow] * (n == "smoothgrad_toward"))
-        for n, t in TRANSFORMS.items()
-    ],
+    # The others are these with other arguments, or nested, or have a file of their own.
+    slow_but(TRANSFORMS, "smoothgrad", "noisegrad", "adaptgrad", "vargrad", "squaregrad"),
 )
 
 
@@ -136,7 +134,7 @@ def test_vmap_equals_a_loop_over_keys(transform, explain, key, params):
 
 
 @each_transform
-@pytest.mark.parametrize("chunk_size", [3, 100])
+@pytest.mark.parametrize("chunk_size", slow_but([3, 100], 3))
 def test_any_chunk_size_gives_the_same(transform, chunk_size, explain, key, params):
     one_by_one = transform.build(explain, num_samples=7, chunk_size=1)
     chunked = transform.build(explain, num_samples=7, chunk_size=chunk_size)
@@ -162,7 +160,7 @@ def test_traces_are_bounded_whatever_the_number_of_samples(transform, explain, k
 
 
 @each_transform
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", slow_but([jnp.bfloat16, jnp.float32], jnp.bfloat16))
 def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
     params = {"w": jnp.ones((2, 3), dtype)}
     x = {"a": jnp.arange(6, dtype=dtype).reshape(2, 3), "b": (jnp.ones(4, dtype),)}
@@ -186,11 +184,7 @@ def test_structure_shape_and_dtype_are_kept(transform, dtype, key):
 
 @pytest.mark.parametrize(
     "transform",
-    # Nested, it takes longest to compile.
-    [
-        pytest.param(t, id=n, marks=[pytest.mark.slow] * (t.traces > 3))
-        for n, t in TRANSFORMS.items()
-    ],
+    slow_but(TRANSFORMS, "smoothgrad", "vargrad"),
 )
 def test_differentiable(transform, explain, key, params):
     """To second order, forward and in reverse, against differences; and when checkpointed."""

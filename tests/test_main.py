@@ -10,6 +10,7 @@ import numpy as np
 import platformdirs
 import pytest
 from PIL import Image
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import __main__ as command
@@ -222,7 +223,9 @@ def explainers(net, num):
     }
 
 
-@pytest.mark.parametrize("name", explainers(small_network(), 64))
+@pytest.mark.parametrize(
+    "name", slow_but(list(explainers(small_network(), 64)), "smoothgrad", "noisegrad", "forgrad")
+)
 def test_maps_and_their_errors_are_those_of_the_library(bee, name):
     explain = jax.jit(explainers(bee.net, 64)[name])
     estimate = explain(jax.random.key(5), bee.net.params, bee.x, NAMES.index("bee"))
@@ -569,6 +572,7 @@ def test_features_of_no_class(net, out, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_photos_before_features_are_explained_too(net, photo, out, monkeypatch):
     monkeypatch.setattr(_features, "NUM_STEPS", 1)
     with jax.numpy_dtype_promotion("standard"):

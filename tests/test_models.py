@@ -4,6 +4,7 @@ Also the lines of docs/gradcam.md that split a network in two, for Grad-CAM and 
 inner layer.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from rows import slow_but
 
 import smoothjax as sj
 
@@ -228,13 +230,17 @@ def model(request):
 
 @pytest.mark.parametrize(
     "smooth",
-    [
-        sj.smoothgrad,
-        lambda explain: sj.noisegrad(explain, 0.1),
-        lambda explain: sj.fusiongrad(explain, 0.1, num_weight_draws=4, num_input_draws=3),
-        lambda explain: sj.adaptgrad(explain, (-2.0, 2.0)),
-    ],
-    ids=["smoothgrad", "noisegrad", "fusiongrad", "adaptgrad"],
+    slow_but(
+        {
+            "smoothgrad": sj.smoothgrad,
+            "noisegrad": lambda explain: sj.noisegrad(explain, 0.1),
+            "fusiongrad": functools.partial(
+                sj.fusiongrad, sigma_weights=0.1, num_weight_draws=4, num_input_draws=3
+            ),
+            "adaptgrad": lambda explain: sj.adaptgrad(explain, (-2.0, 2.0)),
+        },
+        "noisegrad",
+    ),
 )
 def test_explained(smooth, model, key):
     score, params = model

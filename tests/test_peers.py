@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax._perturb import perturbation
@@ -62,12 +63,13 @@ def our_line(peer):
     return eval(code, {"sj": sj, "jnp": jnp, "g": g, "lo": -1.0, "hi": 2.0, "n": 7})
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", slow_but(list(PEERS), "Captum", "PAIR", "tf-keras-vis"))
 def test_the_our_line_is_their_definition(peer, key):
     got = our_line(peer)(key, PARAMS, X)
     np.testing.assert_allclose(got, PEERS[peer](key), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_our_line_for_fusiongrad_is_noisegrads(key):
     """Ten draws of the weights, ten of the input for each, 0.2 on weights and 0.4 on inputs."""
     ours = our_line("NoiseGrad's")(key, PARAMS, X)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax.attribution import gradcam, gradcam_plus_plus
@@ -207,7 +208,7 @@ def flax_nnx():
 
 
 @each_method
-@pytest.mark.parametrize("library", [flax_linen, flax_nnx])
+@pytest.mark.parametrize("library", slow_but([flax_linen, flax_nnx], flax_nnx))
 def test_flax_networks_under_smoothing(library, method, key):
     params, features, head, score = library()
     x = jax.random.normal(jax.random.key(3), (8, 8, 3), jnp.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import linen
 from jax import lax
+from rows import slow_but
 
 import smoothjax as sj
 
@@ -174,7 +175,7 @@ def of_equinox(relu):
 
 
 @each_method
-@pytest.mark.parametrize("library", [of_linen, of_equinox])
+@pytest.mark.parametrize("library", slow_but([of_linen, of_equinox], of_equinox))
 def test_models(library, method):
     score, params, x = library(jax.nn.relu)
     check(jax.jit(method(score))(params, x), library(relu_with(method))[0], params, x)

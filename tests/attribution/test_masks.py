@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax.attribution import hsic, occlusion, rise, sobol
@@ -60,7 +61,7 @@ def test_only_random_methods_take_a_key():
     ]
 
 
-@pytest.mark.parametrize("method", TABULAR.values(), ids=TABULAR)
+@pytest.mark.parametrize("method", slow_but(TABULAR, "occlusion", "sobol"))
 def test_arrays_of_numpy_in_float64(method, key):
     """As everywhere in JAX, they are float32; warnings are errors here."""
     got = call(method(linear), key, np.ones(4), np.ones(4))
@@ -83,7 +84,7 @@ def test_another_key_gives_another_map(name, key):
     assert not np.allclose(explain(key, W, X), other, rtol=1e-2)
 
 
-@each_method
+@pytest.mark.parametrize("method", slow_but(METHODS, "occlusion", "hsic"))
 def test_jit_equals_eager_and_vmap_equals_a_loop(method, key):
     explain = method(smooth)
     xs = jnp.stack([X, 2 * X, X - 0.5])
@@ -95,7 +96,9 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(method, key):
 
 
 @each_method
-@pytest.mark.parametrize("transform", [sj.smoothgrad, sj.noisegrad], ids=["smooth", "noise"])
+@pytest.mark.parametrize(
+    "transform", slow_but({"smooth": sj.smoothgrad, "noise": sj.noisegrad}, "noise")
+)
 def test_every_method_goes_through_every_transform(method, transform, key):
     @jax.jit
     def smoothed(key, w, x, sigma):
@@ -143,7 +146,7 @@ def test_one_key_makes_one_function_of_a_stochastic_score(name, key):
     np.testing.assert_allclose(run(explain, key, w, x), plain, rtol=1e-3, atol=1e-4)
 
 
-@each_method
+@pytest.mark.parametrize("method", slow_but(METHODS, "occlusion", "hsic"))
 def test_of_noisegrad_of_the_score(method, key):
     got = run(method(sj.noisegrad(smooth, 0.3, num_samples=2)), key, W, X)
     assert np.all(np.isfinite(got))

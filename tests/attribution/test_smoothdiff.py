@@ -10,6 +10,7 @@ import pytest
 from flax import linen
 from jax import lax
 from jax.scipy.stats import norm
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax._perturb import additive, perturbation
@@ -206,7 +207,7 @@ RISING = {
 }
 
 
-@pytest.mark.parametrize("function", RISING)
+@pytest.mark.parametrize("function", slow_but(list(RISING), "relu6", "jump"))
 def test_maxima_of_rising_functions_are_functions_of_maxima(function, key):
     f = RISING[function]
 
@@ -287,11 +288,10 @@ LAYERS = [numbers(6, 32, scale=0.6), *(numbers(32, 32, scale=0.25) for _ in rang
 @pytest.mark.parametrize(
     ("score", "params", "x", "least"),
     [
-        (cnn, KERNELS, IMAGE, 0.97),
-        (cnn_with_max_pooling, KERNELS, IMAGE, 0.9),
-        (mlp, LAYERS, X, 0.97),
+        pytest.param(cnn, KERNELS, IMAGE, 0.97, id="cnn", marks=pytest.mark.slow),
+        pytest.param(cnn_with_max_pooling, KERNELS, IMAGE, 0.9, id="max pooling"),
+        pytest.param(mlp, LAYERS, X, 0.97, id="mlp"),
     ],
-    ids=["cnn", "max pooling", "mlp"],
 )
 def test_nearer_to_the_limit_than_as_many_draws(score, params, x, least, key):
     """For each of four keys, than they are on the mean: one may be lucky."""

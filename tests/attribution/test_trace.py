@@ -13,6 +13,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from networks import IMAGE, lstm, vision_transformer
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax.attribution._program import evaluate, vjp
@@ -117,7 +118,10 @@ def _keras_on_jax(tmp_path_factory):
 MODELS = [vision_transformer, lstm, flax_linen, flax_nnx, equinox, keras]
 
 
-@pytest.fixture(params=MODELS, ids=lambda model: model.__name__, scope="module")
+@pytest.fixture(
+    params=slow_but({m.__name__: m for m in MODELS}, "vision_transformer", "flax_linen"),
+    scope="module",
+)
 def model(request):
     return request.param()
 
@@ -530,9 +534,8 @@ def test_the_branch_of_the_platform_is_taken():
 EXPLICIT = pytest.param(AxisType.Explicit, id="explicit")
 
 
-@pytest.mark.parametrize(
-    "axis_type", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), EXPLICIT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, EXPLICIT])
 def test_sharding(axis_type, key):
     """Draws over devices; a batch over devices; and inside a shard_map."""
     if jax.device_count() < 8:

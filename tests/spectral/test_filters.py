@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import reductions
@@ -119,7 +120,10 @@ def test_a_cutoff_that_keeps_everything_returns_the_map(shape):
         close(filtered(x, cutoff), x)
 
 
-@pytest.mark.parametrize("axes", [(0, 1), (1, 0), (-2, -1), (2, 0), (1,), (-1,), (2, 1, 0)])
+@pytest.mark.parametrize(
+    "axes",
+    slow_but([(0, 1), (1, 0), (-2, -1), (2, 0), (1,), (-1,), (2, 1, 0)], (-2, -1), (2, 0), (1,)),
+)
 def test_any_layout_of_axes(axes, direct):
     x = random_map((6, 5, 7))
     positive = sorted(axis % 3 for axis in axes)

