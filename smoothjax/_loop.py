@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 
 from smoothjax._checks import check_integer, check_number, require
 from smoothjax._devices import check_divides, check_sharding, laid_out_like, shard, vary_like
+from smoothjax._eager import once_compiled
 from smoothjax._trees import is_array, is_float0, without_numbers
 from smoothjax._typing import PyTree
 from smoothjax.reductions import (
@@ -99,8 +100,12 @@ def accumulate(
         _check_tolerance(tolerance, reduction)
     if sharding is not None:
         check_sharding(sharding)
+    programs = {}
 
     def run(body, num, x=None):
+        return once_compiled(lambda: loop(body, num, x), programs)
+
+    def loop(body, num, x):
         num = check_count(num, "the number of evaluations", reduction.min_samples)
         draw = jax.eval_shape(body, jax.ShapeDtypeStruct((), jnp.int32))
         check_no_estimate(draw)

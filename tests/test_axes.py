@@ -105,8 +105,8 @@ JOINT = {
     ("axes", "channel_axis", "shape"),
     [
         ((1, 2), 0, (3, 8, 9)),
-        ((0, 1, 2), -1, (4, 5, 6, 2)),
-        ((0, 2), 1, (8, 3, 9)),
+        pytest.param((0, 1, 2), -1, (4, 5, 6, 2), marks=pytest.mark.slow),
+        pytest.param((0, 2), 1, (8, 3, 9), marks=pytest.mark.slow),
     ],
 )
 def test_a_channel_axis_typed_alone_leaves_the_other_axes(name, axes, channel_axis, shape):

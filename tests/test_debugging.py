@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import metrics, reductions
@@ -156,7 +157,9 @@ NAN_FREE = ["smoothgrad", "hsic", "variance", "max_sensitivity", "rise", *MORE]
 
 
 @pytest.mark.filterwarnings("ignore:best_cutoff. the curve is flat")
-@pytest.mark.parametrize("name", NAN_FREE)
+@pytest.mark.parametrize(
+    "name", slow_but(NAN_FREE, "smoothgrad", "hsic", "variance", "smoothdiff", "lrp", "best_cutoff")
+)
 def test_no_nan_on_the_way(name):
     with jax.debug_nans(True):
         ALL[name](KEY, W, X)

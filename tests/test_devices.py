@@ -211,7 +211,7 @@ def divided(weights, layout, axis_type):
 
 
 @each_type
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(LAYOUTS, "fully sharded", "tensor parallel"))
 def test_noise_is_drawn_where_the_weight_lives(layout, axis_type, key):
     """No communication, an eighth of the memory, and the numbers of one device."""
     noisy = jax.jit(sj.noisegrad(lambda params: params, 0.3, num_samples=2))

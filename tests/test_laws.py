@@ -248,7 +248,7 @@ def test_n_draws_are_a_prefix_of_2n(smooth, chunk_size, explain, key, params):
     close(draws(5), draws(10)[:5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("outer", [sj.smoothgrad, sj.noisegrad])
+@pytest.mark.parametrize("outer", slow_but([sj.smoothgrad, sj.noisegrad], sj.noisegrad))
 @pytest.mark.parametrize("inner", [sj.smoothgrad, sj.noisegrad])
 def test_both_nesting_orders_average_all_pairs(outer, inner, explain, key, params):
     """The mean over the outer draws of inner means, written out with explicit keys."""

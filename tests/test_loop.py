@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax._perturb import multiplicative, perturbation
@@ -41,7 +42,9 @@ def flops(explain, *args):
     return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
 
-@pytest.mark.parametrize("smooth", [sj.smoothgrad, sj.noisegrad, sj.vargrad])
+@pytest.mark.parametrize(
+    "smooth", slow_but([sj.smoothgrad, sj.noisegrad, sj.vargrad], sj.noisegrad, sj.vargrad)
+)
 def test_memory_does_not_grow_with_the_number_of_samples(smooth, network, key):
     score, params, x = network
     explain = sj.saliency(score)
@@ -78,7 +81,7 @@ DIFFERENTIATED = {
 }
 
 
-QUICK = ("smoothgrad", "vargrad", "wiener")  # the others share their code
+QUICK = ("vargrad", "wiener")  # the others share their code
 
 
 @pytest.mark.parametrize(

@@ -542,6 +542,7 @@ def test_the_real_network_sees_a_cat(out):
     assert (out / "chelsea.png").stat().st_size < 500_000
 
 
+@pytest.mark.slow
 def test_features_of_classes(net, out, monkeypatch):
     """With the key of the seed, and the logit of each image as it was found."""
     monkeypatch.setattr(_features, "NUM_STEPS", 8)

@@ -257,6 +257,7 @@ def test_explained(smooth, model, key):
     np.testing.assert_allclose(batch[0], attribution, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_noise_is_the_plain_gradient(model, key):
     score, params = model
     explain = sj.noisegrad(sj.smoothgrad(sj.saliency(score), 0.0), 0.0, num_samples=2)

@@ -182,7 +182,12 @@ def test_any_pytree_at_any_position(method, key):
     ("method", "num_drawn", "num_scores"),
     [
         # The cells of two leaves and their shifts along two axes, for six masks.
-        (functools.partial(rise, num_samples=6, grid=(3, 4)), 6 * 2 * (1 + 2), 6),
+        pytest.param(
+            functools.partial(rise, num_samples=6, grid=(3, 4)),
+            6 * 2 * (1 + 2),
+            6,
+            marks=pytest.mark.slow,
+        ),
         # The digits by which points are shifted.
         (functools.partial(sobol, num_designs=5, grid=2), 1, 1),
         (functools.partial(hsic, num_samples=6, grid=2), 6, 1),

@@ -161,6 +161,7 @@ NOT_BEFORE_0_10 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=NOT_BEFORE_0_10)]
 )

@@ -188,7 +188,7 @@ def test_baselines_by_default_and_by_function():
 
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((3, 16, 16), (1, 2)), ((40, 3), (0,)), ((40,), (0,)), ((16, 16, 3), (0, 1))],
+    [((3, 16, 16), (1, 2)), ((40,), (0,))],
 )
 def test_the_default_baseline_is_blurred_along_the_axes_that_are_given(shape, axes):
     x, w = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)

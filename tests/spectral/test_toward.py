@@ -240,7 +240,13 @@ def test_the_standard_error_is_larger_where_the_draws_scatter_more(key):
 
 
 @pytest.mark.parametrize(
-    ("axes", "channel_axis"), [((0, 2), 1), ((-3, -1), -2), ((2, 0), 1), ((0, -1), 1)]
+    ("axes", "channel_axis"),
+    [
+        pytest.param((0, 2), 1, marks=pytest.mark.slow),
+        ((-3, -1), -2),
+        pytest.param((2, 0), 1, marks=pytest.mark.slow),
+        pytest.param((0, -1), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_any_layout_gives_the_same(axes, channel_axis, key):
     """Of explainers that ignore the noise on x but for a key of their own."""
@@ -296,7 +302,7 @@ def test_a_signal_with_channels(key):
     close(found.mean(0), np.mean(drawn(3.0, 4)(key, x), (0, 1)), atol=1e-4)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2])
+@pytest.mark.parametrize("chunk_size", slow_but([1, 2], 2))
 def test_any_chunk_size_gives_the_same(chunk_size, key):
     x, guess = random_map(), random_map(seed=1)
     chunked = program(3.0, 5, chunk_size=chunk_size)
@@ -363,7 +369,7 @@ def test_it_composes(key):
     close(found, (ahead - behind) / 2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("level", [0.0, 0.5])
+@pytest.mark.parametrize("level", slow_but([0.0, 0.5], 0.0))
 def test_derivatives_are_finite(level, key):
     """Without noise, for a guess that is right, and for zeros too."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 from scipy import stats
 
 import smoothjax as sj
@@ -347,7 +348,10 @@ def test_wiener_composes_and_keeps_structure_and_dtype(key):
     close(result["a"].mean(), x["a"].mean(), atol=0.1)
 
 
-@each_reduction
+@pytest.mark.parametrize(
+    "reduction",
+    slow_but({"wiener": WIENER, "joint": JOINT_WIENER, "rings": SIGNAL_AND_NOISE}, "joint"),
+)
 def test_derivatives_of_the_loop_are_those_of_all_draws_at_once(reduction):
     """The first and the second; the loop goes over the draws a second time."""
     draws = noisy(random_map((6, 5, 2)), 0.5, num=9)

@@ -14,11 +14,11 @@ cases = pytest.mark.parametrize(
     ("size", "window", "stride"),
     [
         ((8, 8), 3, 1),
-        ((8, 8), 3, 2),
+        pytest.param((8, 8), 3, 2, marks=pytest.mark.slow),
         ((9, 8), 3, 2),
-        ((8, 8), 5, 1),
+        pytest.param((8, 8), 5, 1, marks=pytest.mark.slow),
         ((8, 9), 5, 2),
-        ((7, 7), 5, 2),
+        pytest.param((7, 7), 5, 2, marks=pytest.mark.slow),
         ((2, 1), 5, 2),
     ],
 )

@@ -181,6 +181,7 @@ def test_float_mask_in_one_pytree_gets_noise_unless_where_spares_it(key):
     assert jnp.all(got["embeddings"] != x["embeddings"])
 
 
+@pytest.mark.slow
 def test_bfloat16_weights():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     embeddings = embed(params, WORDS)
