@@ -98,7 +98,7 @@ def check_leading_axis(tree: Any, name: str, least: int = 1) -> int:
     sizes = {shape[0] if shape else 0 for shape in shapes}
     require(
         len(sizes) == 1 and min(sizes) >= least,
-        f"{name} are examples stacked along a leading axis of one length, at least {least}; got "
+        f"{name} must be stacked along a leading axis of one length, at least {least}; got "
         f"leaves of shapes {shapes!s:.200}.",
     )
     return sizes.pop()

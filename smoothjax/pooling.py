@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from smoothjax._axes import LAST, check_pooled_axis
 from smoothjax._checks import check_function, check_integer
 from smoothjax._statistics import norm
-from smoothjax._transform import keyed, transform
+from smoothjax._transform import keyed, map_noted, transform
 from smoothjax._trees import is_float0, is_inexact, wide_dtype
 from smoothjax._typing import Explainer, PyTree
 from smoothjax.reductions import check_no_estimate
@@ -93,6 +93,6 @@ def map_leaves(explain: Explainer, fun: Callable[[jax.Array], PyTree]) -> Explai
     def mapped(key, *args, **kwargs):
         attribution = inner(key, *args, **kwargs)
         check_no_estimate(attribution)
-        return jax.tree.map(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
+        return map_noted(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
 
     return mapped

@@ -88,8 +88,8 @@ def infidelity(
 
     Returns:
       A stochastic metric `error(key, params, x, attribution, *rest)` that returns a scalar, 0 or
-      more, in the squared units of the score; lower is better. NaN by default if x is constant,
-      since the noise is then 0.
+      more, in the squared units of the score; lower is better. NaN if no change moves x, as by
+      default where x is constant, or where changes are below the rounding of its dtype.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a change
@@ -129,8 +129,10 @@ def infidelity(
             change = jnp.where(jnp.isfinite(x), change, 0)  # what is missing stays so
             predicted = jnp.sum(change * attribution.astype(wide))
             loss = whole - query(score_key, changed)
-            return (predicted.astype(loss.dtype) - loss) ** 2
+            moves = jnp.any(change != 0).astype(loss.dtype)
+            return (predicted.astype(loss.dtype) - loss) ** 2, moves
 
-        return average(squared_error, change_key)
+        found, moves = average(squared_error, change_key)
+        return jnp.where(moves > 0, found, jnp.nan)  # for what makes no test would pass it
 
     return error

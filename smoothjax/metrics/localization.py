@@ -300,7 +300,8 @@ def _compared(attribution, mask):
     array, inside = pad_axes(array, ndim), pad_axes(mask, ndim)
     require(
         broadcasts(inside, array.shape),
-        f"a mask of shape {mask.shape} is not like the attribution, {jnp.shape(attribution)}.",
+        f"a mask of shape {mask.shape} is not like the attribution, {jnp.shape(attribution)}, nor "
+        "lacks its last axes. Type mask[None] where its channels come first.",
     )
     if mask.dtype == bool:
         return array, inside

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from smoothjax.zoo import PhotoError, open_photo, photos
 from smoothjax.zoo.photos import centre_square, to_rgb
@@ -204,6 +204,26 @@ def test_broken_metadata_are_ignored(tmp_path, extension, what):
     plain = open_photo(saved(tmp_path, Image.fromarray(RGB), extension, **options))
     path = saved(tmp_path, Image.fromarray(RGB), extension, **options, **{what: data[what]})
     np.testing.assert_array_equal(open_photo(path), plain)
+
+
+@pytest.mark.parametrize("kind", [b"EXIF", b"XMP ", b"ICCP"])
+@pytest.mark.parametrize("length", [0, 5, 10**6, 2**32 - 1])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_lying_chunks_of_a_webp_do_not_cost_the_picture(tmp_path, kind, length, mode):
+    """Whether before the picture, as a profile, or behind it."""
+    if not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
+    colours = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    image = Image.fromarray(colours).convert(mode)
+    image.putpixel((0, 0), (255,) * 3 + (0,) * (mode == "RGBA"))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    about = {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0", "xmp": b"<x/>", "icc_profile": srgb}
+    path = saved(tmp_path, image, "webp", lossless=True, **about)
+    data, colours[0, 0] = bytearray(path.read_bytes()), 255
+    place = data.index(kind) + 4
+    data[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(data)
+    np.testing.assert_array_equal(open_photo(path), colours)
 
 
 @pytest.mark.parametrize("extension", ["png", "tiff"])
