@@ -58,7 +58,7 @@ class Piecewise(NamedTuple):
         )
 
     def moments(self, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, in the dtypes of mean and variance."""
+        """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of the dtypes of its moments."""
         wide = wide_dtype(mean.dtype)
         m = mean.astype(wide)
         s = root(variance.astype(wide))

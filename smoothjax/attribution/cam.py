@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._axes import LAST, check_pooled_axis, check_time_first
-from smoothjax._checks import check_function, check_integer, check_scalar, require
+from smoothjax._checks import check_differentiable, check_function, check_integer, require
 from smoothjax._transform import is_stochastic, keyed, name_of, transform
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import Explainer, Score
@@ -151,7 +151,7 @@ def _weighted_activations(features, head, channel_axis, upsample, weights):
         places = _places(activations.shape, x, channel_axis, upsample)
 
         def score_of(activations):
-            return check_scalar(head(key, params, activations, *rest, **kwargs))
+            return check_differentiable(head(key, params, activations, *rest, **kwargs))
 
         gradient = jax.grad(score_of)(activations)
         wide = wide_dtype(activations.dtype)

@@ -25,7 +25,8 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
 
     Args:
       sigma: their standard deviation, in the grammar of `smoothgrad`: a number or array that
-        broadcasts to x, or a function of x such as `relative(0.15)`; in the units of x.
+        broadcasts to x, or a function of x such as `relative(0.15)`, or `relative(0.15, examples)`
+        for tabular data; in the units of x.
 
     Returns:
       A function `perturbation(key, x)` that returns an array shaped like x, in at least float32:
@@ -81,7 +82,8 @@ def infidelity(
       num_samples: the number of changes.
       perturbation: a function `perturbation(key, x)` that returns a random change, shaped like x:
         `x - I` is evaluated. For the default, Gaussian numbers of 0.15 times the range of x,
-        SmoothGrad of the same level is the attribution of the least error.
+        SmoothGrad of the same level is the attribution of the least error. Tabular data need
+        `gaussian_perturbation(relative(0.15, examples))`, as in `smoothgrad`.
       axes: the spatial axes of x, as in `deletion_curve`.
       argnum: as in `deletion_curve`.
       chunk_size: how many changes are evaluated at once, as in `deletion_curve`.

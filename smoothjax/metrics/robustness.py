@@ -48,7 +48,7 @@ def local_lipschitz(
         stochastic one, with a key first, which then gets the same key at every point.
       radius: how far a draw may differ from x in each entry, in the units of x: a positive number,
         an array that broadcasts to x, or a function of x that returns one, such as
-        `relative(0.05)`.
+        `relative(0.05)`, or `relative(0.05, examples)` for tabular data.
       num_samples: the number of draws.
       argnum: the argument that is perturbed, one floating-point array, counted from 0 after the
         key: 1 is x.
