@@ -65,7 +65,7 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
             value = value.astype(leaf.dtype) if value.dtype == wide.dtype else value
         else:
             value = how(leaf, axis=axis)
-        pooled_shape = tuple(np.delete(shape, axis))
+        pooled_shape = tuple(np.delete(shape, axis).tolist())
         require(
             value.shape == pooled_shape,
             f"how(array, axis={axis}) must remove that axis, as jnp.sum does: of a map of shape "

@@ -101,8 +101,8 @@ def _sources(name) -> Iterator[str | io.BytesIO]:
         )
     if start.startswith(b"\x89PNG"):
         data = file.read_bytes()
-        yield io.BytesIO(_chunks(data, (b"tRNS", b"eXIf", b"iCCP")))
-        yield io.BytesIO(_chunks(data, (b"tRNS", b"eXIf")))
+        for kept in ((b"tRNS", b"eXIf", b"iCCP"), (b"tRNS", b"eXIf"), (b"eXIf",)):
+            yield io.BytesIO(_chunks(data, kept))
     if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
         yield io.BytesIO(_picture_of_webp(file.read_bytes()))
 

@@ -180,6 +180,7 @@ BROKEN_CHUNKS = {
     "a text with a wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-4] + bytes(4),
     "a profile of another compression": png_chunk(b"iCCP", b"name\0\7" + zlib.compress(b"text")),
     "a resolution cut short": png_chunk(b"pHYs", bytes(3)),
+    "a transparency cut short": png_chunk(b"tRNS", bytes(1)),
     "EXIF as a text that is none": png_chunk(b"tEXt", b"Raw profile type exif\0none\nat all"),
 }
 
