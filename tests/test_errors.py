@@ -145,18 +145,6 @@ CAUSES = {
         lambda: judge(ROW, sj.metrics.deletion_curve(lambda p, x: jnp.sum(x), axes=(0,))),
         r"one real number, as the area\(metric\) of a curve",
     ),
-    **{
-        f"a batch of one row, {method.__name__}": (
-            lambda method=method: jax.eval_shape(
-                method(lambda p, x: jnp.sum(x), axes=(0,)),
-                *[KEY] * (method != sj.occlusion),
-                1,
-                ROW,
-            ),
-            r"shape \(1, 3\) has one position along axes \(0,\).*x\[0\] of a batch",
-        )
-        for method in (sj.occlusion, sj.rise, sj.sobol, sj.hsic)
-    },
 }
 
 

@@ -5,7 +5,6 @@ is shaped like x with length 1 along the other axes, (H, W, 1) for a photo of sh
 broadcasts to x, and `smoothjax.pool` drops the axis as it does for any method.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax._axes import axes_of
-from smoothjax._checks import check_scalar, require
+from smoothjax._checks import check_scalar
 from smoothjax._grid import grid_cells
 from smoothjax._transform import at_argument, noting_leaf
 from smoothjax._trees import (
@@ -108,11 +107,6 @@ def _map_of(path, leaf, axes, place):
     with noting_leaf(path):
         positive = axes_of(shape, axes)
     spanned = tuple(size if axis in positive else 1 for axis, size in enumerate(shape))
-    require(
-        math.prod(spanned) > 1 or math.prod(shape) == 1,
-        f"an array of shape {shape} has one position along axes {positive}, and masks hide all or "
-        "nothing. Type other axes, or explain x[0] of a batch of one.",
-    )
     return Map(spanned, positive, place)
 
 

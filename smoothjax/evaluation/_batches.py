@@ -119,8 +119,8 @@ def _check_leaves(tree):
     for leaf in jax.tree.leaves(tree):
         if not (is_array(leaf) or isinstance(leaf, _NUMBERS)):
             raise TypeError(f"{_NEEDED}; got a {_kind(leaf)}. {_HINT}")
-        of_numbers = not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "OSUMm"
-        require(of_numbers, f"{_NEEDED}, of numbers; got dtype {leaf.dtype}.", TypeError)
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            raise TypeError(f"{_NEEDED}, of numbers; got dtype {leaf.dtype}.")
 
 
 def _kind(value):
