@@ -18,11 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command, and returns its exit status: 0, or 2 if anything asked for is missing."""
     args = parser().parse_args(argv)
     try:
-        if args.features:
-            _features.draw_classes(args)
-        if args.features and not args.photos:
+        net = _features.draw_classes(args) if args.features else None
+        if net and not args.photos:
             return 0
-        return 0 if _gallery.explain_photos(args) else 2
+        return 0 if _gallery.explain_photos(args, net) else 2
     except _gallery.UserError as error:
         print(f"smoothjax: error: {error}", file=sys.stderr)
         return 2

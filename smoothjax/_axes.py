@@ -49,17 +49,38 @@ def axes_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
         "by a score of it alone: lambda params, image: score(params, {**x, 'image': image}).",
     )
     if axes is IMAGE:
-        _check_image(shape)
+        _check_picture(shape)
     return positive
 
 
 def check_channels_last(shape: tuple[int, ...], remedy: str = _TYPE_AXES) -> None:
     """Raises if three axes look like (channels, H, W); the remedy is what to type."""
-    first = len(shape) == 3 and shape[0] in _FEW and shape[-1] not in _FEW
+    if len(shape) != 3 or shape[-1] in _FEW:
+        return
+    first, height, width = shape
     require(
-        not first,
+        first not in _FEW and not first < height == width,
         f"an array of shape {shape} is taken for (channels, H, W): its first axis has 1, 3 or 4 "
-        f"entries, its last has not. {remedy}",
+        "entries and its last has not, or it has fewer than the others, which are a square. "
+        f"{remedy}",
+    )
+
+
+def check_time_first(shape: tuple[int, ...], remedy: str) -> None:
+    """Raises if two axes look like (channels, time); the remedy is what to type."""
+    require(
+        len(shape) != 2 or shape[0] >= shape[1] or not _is_narrow(*shape),
+        f"an array of shape {shape} is taken for (channels, time). {remedy}",
+    )
+
+
+def check_one_image(shape: tuple[int, ...]) -> None:
+    """Raises if an array looks like channels first, a batch or a volume."""
+    check_channels_last(shape)
+    require(
+        len(shape) <= 3,
+        f"unless axes are typed, an array is one image, (H, W) or (H, W, channels); got {shape}. "
+        "Type the spatial ones, axes=(0, 1, 2) for volumes; a batch goes through jax.vmap.",
     )
 
 
@@ -71,17 +92,15 @@ def check_pooled_axis(shape: tuple[int, ...], channel_axis: Any) -> None:
         )
 
 
-def _check_image(shape):
-    check_channels_last(shape)
+def _check_picture(shape):
+    check_one_image(shape)
     require(
-        len(shape) <= 3,
-        f"unless axes are typed, an array is one image, (H, W) or (H, W, channels); got {shape}. "
-        "Type the spatial ones, axes=(0, 1, 2) for volumes; a batch goes through jax.vmap.",
-    )
-    short, long = sorted(shape[:2])
-    narrow = len(shape) == 2 and (short <= max(_FEW) < long or 8 * short < long)  # for a picture
-    require(
-        not narrow,
+        len(shape) != 2 or not _is_narrow(*sorted(shape)),
         f"an array of shape {shape} is taken for a signal beside its channels. Type axes=(0,) for "
         "(time, channels), axes=(0, 1) if both axes are spatial.",
     )
+
+
+def _is_narrow(short, long):
+    """Whether a picture of this size would be too narrow to be one."""
+    return short <= max(_FEW) < long or 8 * short < long

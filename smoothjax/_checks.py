@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._trees import wide_dtype
+from smoothjax._trees import is_array, wide_dtype
 
 
 def require(condition: Any, message: str, error: type[Exception] = ValueError) -> None:
@@ -94,11 +94,18 @@ def check_per_axis(values: Any, axes: tuple[int, ...], name: str) -> tuple[int, 
 
 def check_leading_axis(tree: Any, name: str, least: int = 1) -> int:
     """Returns how many examples are stacked along the leading axis of each leaf, or raises."""
+    for leaf in jax.tree.leaves(tree):
+        require(
+            is_array(leaf),
+            f"{name} must be arrays, stacked along a leading axis; got a {type(leaf).__name__}. Of "
+            "a list, give jnp.asarray(values); of a data frame, its to_numpy().",
+            TypeError,
+        )
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     sizes = {shape[0] if shape else 0 for shape in shapes}
     require(
         len(sizes) == 1 and min(sizes) >= least,
-        f"{name} are examples stacked along a leading axis of one length, at least {least}; got "
+        f"{name} must be stacked along a leading axis of one length, at least {least}; got "
         f"leaves of shapes {shapes!s:.200}.",
     )
     return sizes.pop()
@@ -120,3 +127,15 @@ def check_scalar(value: Any) -> jax.Array:
         TypeError,
     )
     return value.astype(wide_dtype(value.dtype))
+
+
+def check_differentiable(value: Any) -> jax.Array:
+    """Returns a score in at least float32, or raises unless it can have a derivative."""
+    wide = check_scalar(value)
+    require(
+        jnp.issubdtype(jnp.result_type(value), jnp.floating),
+        f"the score must have a derivative; got one of dtype {jnp.result_type(value)}, as that of "
+        "an argmax or of a comparison. Pick a class's logit.",
+        TypeError,
+    )
+    return wide

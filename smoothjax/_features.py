@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 NUM_STEPS = 128
 
 
-def draw_classes(args: argparse.Namespace) -> None:
-    """Writes a picture and a JSON file about each class.
+def draw_classes(args: argparse.Namespace) -> "Network":
+    """Writes a picture and a JSON file about each class, and returns the network.
 
     Raises:
       UserError: if that cannot be done.
@@ -77,6 +77,7 @@ def draw_classes(args: argparse.Namespace) -> None:
             except OSError as error:
                 raise UserError(str(error)) from error
             bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+    return net
 
 
 def ascents(net: "Network") -> dict[str, Any]:

@@ -303,8 +303,8 @@ def open_photos(photos: list[str], net: "Network") -> list[tuple[str, jax.Array]
     return inputs
 
 
-def explain_photos(args: argparse.Namespace) -> bool:
-    """Explains each photo, and returns whether all of them could be.
+def explain_photos(args: argparse.Namespace, net: "Network | None" = None) -> bool:
+    """Explains each photo, by a network that may be loaded already, and returns whether all were.
 
     Raises:
       UserError: if none of it can be done.
@@ -313,7 +313,7 @@ def explain_photos(args: argparse.Namespace) -> bool:
     unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
         raise UserError(f"--methods: unknown {unknown[0]!r}; known are {', '.join(METHODS)}")
-    net = load(args.model)
+    net = load(args.model) if net is None else net
     if args.cache:
         keep_compiled()
     label = None if args.label is None else class_index(args.label, net.class_names)

@@ -6,6 +6,7 @@ of keys and argument numbers, and the decorators that give what a transform retu
 and signature, and its errors a note of where they came from.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import check_integer, require
+from smoothjax._trees import leaf_name
 from smoothjax._typing import Explainer, PyTree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,6 +117,21 @@ class noting:
         """Adds the note to an error."""
         if isinstance(error, Exception):
             error.add_note(f"in {self.name}")
+
+
+def noting_leaf(path: tuple) -> Any:
+    """Returns a context whose errors get a note of which leaf of a pytree they are about."""
+    return noting(leaf_name(path)) if path else contextlib.nullcontext()
+
+
+def map_noted(fun: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """Returns `jax.tree.map(fun, tree)`; errors name the leaf."""
+
+    def of_leaf(path, leaf):
+        with noting_leaf(path):
+            return fun(leaf)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
 def noted(fun: F) -> F:

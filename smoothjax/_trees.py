@@ -88,11 +88,11 @@ def check_has_inexact(tree: PyTree, what: str = "the argument holds") -> None:
     """Raises if an argument has no floating-point array to perturb or to differentiate."""
     leaves = jax.tree.leaves(tree)
     if not any(map(is_inexact, leaves)):
-        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
+        kinds = sorted({str(x.dtype) if is_array(x) else type(x).__name__ for x in leaves})
         raise TypeError(
             f"floating-point arrays are needed, but {what} {kinds}. Convert it, "
-            "x.astype(jnp.float32), of a list jnp.asarray(x, float), or choose another argument "
-            "with argnum."
+            "x.astype(jnp.float32), of a list or tensor jnp.asarray(x, float), of a data frame "
+            "x.to_numpy(), or choose another argument with argnum."
         )
 
 

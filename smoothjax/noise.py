@@ -21,7 +21,6 @@ from smoothjax._perturb import by_range, check_not_negative
 from smoothjax._transform import noted
 from smoothjax._trees import (
     fit,
-    is_array,
     is_inexact,
     is_real,
     leaf_name,
@@ -58,6 +57,8 @@ def relative(level: Any, examples: Any = None, *, spread: Callable[..., Any] = s
 
     The range is that of each leaf, as photos need it, whose entries have one unit. Tabular data,
     whose features have units of their own, need `examples`: the range is then that of each feature.
+    Without them every feature gets the noise of the one with the greatest numbers, which no check
+    can see.
     Missing values (NaN) and infinite ones do not count; a code for them, such as -999, does.
 
     Args:
@@ -103,13 +104,6 @@ def relative(level: Any, examples: Any = None, *, spread: Callable[..., Any] = s
 
     if examples is None:
         return by_range(_rule(of_range))
-    for leaf in jax.tree.leaves(examples):
-        require(
-            is_array(leaf),
-            f"examples must be arrays, stacked along a leading axis; got a {type(leaf).__name__}. "
-            "Of a list, give jnp.asarray(values); of a data frame, its to_numpy().",
-            TypeError,
-        )
     check_leading_axis(examples, "examples", least=2)
     spreads = jax.tree.map(lambda leaf: _spreads(leaf, spread), examples)
     return _rule(of_feature, spreads, "examples")

@@ -21,7 +21,7 @@ except ImportError as error:
         f'smoothjax.plotting needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
     ) from error
 
-from smoothjax._axes import check_channels_last
+from smoothjax._axes import check_channels_last, check_time_first
 from smoothjax.reductions import Estimate
 
 _MOVE = "Move its channels: jnp.moveaxis(array, 0, -1)."
@@ -150,8 +150,10 @@ def _in_colours(image):
             "the image must be one picture, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got shape "
             f"{np.shape(image)}. Of a batch type image[0]; of other channels, image[..., :3]."
         )
-    most = 1 if np.issubdtype(pixels.dtype, np.inexact) else 255
-    if np.any(pixels < -1e-3) or np.any(pixels > most + 1e-3):  # not what is only rounded
+    if pixels.dtype == bool:
+        pixels = pixels.astype(float)
+    most = 255 if np.issubdtype(pixels.dtype, np.integer) else 1
+    if not np.all((pixels >= -1e-3) & (pixels <= most + 1e-3)):  # what is only rounded is
         raise ValueError(
             "the image must be of integers from 0 to 255 or floats from 0 to 1; got "
             f"{pixels.dtype} from {pixels.min()} to {pixels.max()}. Type net.unprocess(x) of a "
@@ -457,6 +459,7 @@ def signal(x: Any, attribution: Any, ax: Any = None) -> Figure:
             "signal needs x of shape (time,) or (time, channels), of two or more times, and an "
             f"attribution like it or of shape (time,); got {shapes[0]} and {shapes[1]}."
         )
+    check_time_first(x.shape, "Type x.T and attribution.T.")
     num = x.shape[1]
     if ax is None:
         ax = Figure(figsize=(6.4, 0.8 + 1.2 * num), layout="constrained").subplots()

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoothjax._axes import LAST, check_pooled_axis
-from smoothjax._checks import check_function, check_integer
+from smoothjax._checks import check_function, check_integer, require
 from smoothjax._statistics import norm
-from smoothjax._transform import keyed, transform
+from smoothjax._transform import keyed, map_noted, transform
 from smoothjax._trees import is_float0, is_inexact, wide_dtype
 from smoothjax._typing import Explainer, PyTree
 from smoothjax.reductions import check_no_estimate
@@ -37,8 +38,9 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
 
     Raises:
       TypeError, ValueError: if `explain` or `how` is no function, or `channel_axis` no integer;
-        when called, if `explain` returns an `Estimate`, whose standard error cannot be pooled, or a
-        map that looks like (channels, H, W), unless the axis is typed.
+        when called, if `explain` returns an `Estimate`, whose standard error cannot be pooled, a
+        map without the axis, or one that looks like (channels, H, W), unless the axis is typed; and
+        if `how` removes another axis or none.
 
     Cost: that of `explain`.
 
@@ -51,12 +53,25 @@ def pool(explain: Explainer, how: Callable[..., jax.Array], channel_axis: int = 
     axis = check_integer(channel_axis, "channel_axis")
 
     def pooled(leaf):
-        check_pooled_axis(jnp.shape(leaf), channel_axis)
-        if not is_inexact(leaf):
-            return how(leaf, axis=axis)
-        wide = leaf.astype(wide_dtype(leaf.dtype))
-        value = _even_at_zero(how, wide, axis)
-        return value.astype(leaf.dtype) if value.dtype == wide.dtype else value
+        shape = jnp.shape(leaf)
+        check_pooled_axis(shape, channel_axis)
+        require(
+            -len(shape) <= axis < len(shape),
+            f"a map of shape {shape} has no channel axis {axis}.",
+        )
+        if is_inexact(leaf):
+            wide = leaf.astype(wide_dtype(leaf.dtype))
+            value = _even_at_zero(how, wide, axis)
+            value = value.astype(leaf.dtype) if value.dtype == wide.dtype else value
+        else:
+            value = how(leaf, axis=axis)
+        pooled_shape = tuple(np.delete(shape, axis).tolist())
+        require(
+            value.shape == pooled_shape,
+            f"how(array, axis={axis}) must remove that axis, as jnp.sum does: of a map of shape "
+            f"{shape} it made {value.shape}, not {pooled_shape}.",
+        )
+        return value
 
     return map_leaves(explain, pooled)
 
@@ -93,6 +108,6 @@ def map_leaves(explain: Explainer, fun: Callable[[jax.Array], PyTree]) -> Explai
     def mapped(key, *args, **kwargs):
         attribution = inner(key, *args, **kwargs)
         check_no_estimate(attribution)
-        return jax.tree.map(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
+        return map_noted(lambda leaf: leaf if is_float0(leaf) else fun(leaf), attribution)
 
     return mapped

@@ -30,8 +30,8 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
       a scalar. Keyword arguments pass through.
 
     Raises:
-      TypeError, ValueError: when called, for outputs of another shape or dtype, a label that is no
-        integer, or a label that is known, not traced, and outside.
+      TypeError, ValueError: when called, for outputs that are no array of that shape and dtype, a
+        label that is no integer, or a label that is known, not traced, and outside.
 
     >>> score = sj.class_score(lambda params, x: params @ x)
     >>> print(score(jnp.eye(3), jnp.array([1.0, 2.0, 4.0]), 2))
@@ -40,7 +40,14 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
     inner = keyed(apply)
 
     def score(key, params, x, label, **kwargs):
-        outputs = jnp.asarray(inner(key, params, x, **kwargs))
+        outputs = inner(key, params, x, **kwargs)
+        require(
+            jax.tree_util.all_leaves([outputs]),
+            f"apply(params, x) must return one array of outputs; got a {type(outputs).__name__}. "
+            "Pick the logits in it, such as lambda params, x: apply(params, x)[0].",
+            TypeError,
+        )
+        outputs = jnp.asarray(outputs)
         num = outputs.shape[-1] if outputs.ndim else 0
         require(
             num
@@ -60,7 +67,11 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
                     f"label must be one integer; got {label!r:.80}. Of a one-hot label type "
                     "jnp.argmax(label)."
                 ) from None
-            require(0 <= label < num, f"label must be from 0 to {num - 1}; got {label}.")
+            single = " There is one output: for the other of two classes explain minus it."
+            require(
+                0 <= label < num,
+                f"label must be from 0 to {num - 1}; got {label}.{single if num == 1 else ''}",
+            )
             return outputs[label]
         require(
             label.shape == () and jnp.issubdtype(label.dtype, jnp.integer),

@@ -72,6 +72,7 @@ WITHOUT = {
     "heatmap": plotting.heatmap,
     "gallery": lambda x: plotting.gallery(x, [], ["input"]),
     "mosaic": lambda x: metrics.mosaic(x[None], (1, 1)),
+    "ssim": lambda x: metrics.ssim(x, x),
 }
 
 
@@ -83,7 +84,7 @@ def run_abstractly(call, shape):
 @pytest.mark.parametrize("name", WITH_AXES)
 def test_channels_first_is_an_error_until_the_axes_are_typed(name):
     make = WITH_AXES[name]
-    for shape in [FIRST, (1, 9, 9), (4, 9, 12)]:
+    for shape in [FIRST, (1, 9, 9), (4, 9, 12), (2, 9, 9), (13, 64, 64)]:
         with pytest.raises(ValueError, match=r"\(channels, H, W\).*Type axes=\(1, 2\)"):
             run_abstractly(make(), shape)
     run_abstractly(make(axes=(1, 2)), FIRST)
@@ -135,8 +136,9 @@ def test_channels_first_is_an_error_until_the_channel_axis_is_typed(name):
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_channels_first_is_an_error_that_says_how_to_move_them(name):
-    with pytest.raises(ValueError, match=r"\(channels, H, W\).*jnp\.moveaxis"):
-        WITHOUT[name](np.zeros(FIRST))
+    for shape in [FIRST, (13, 16, 16)]:
+        with pytest.raises(ValueError, match=r"\(channels, H, W\).*jnp\.moveaxis|channels last"):
+            WITHOUT[name](np.zeros(shape))
     WITHOUT[name](np.zeros((32, 32, 3)))
 
 
@@ -156,6 +158,76 @@ def test_a_batch_or_a_volume_is_not_taken_for_a_picture(name):
     with pytest.raises(ValueError, match=r"axes=\(0, 1, 2\) for volumes; a batch.*jax.vmap"):
         run_abstractly(WITH_AXES[name](), (8, 9, 9, 3))
     run_abstractly(WITH_AXES[name](axes=(0, 1, 2)), (8, 9, 9, 3))
+
+
+@pytest.mark.parametrize("name", ["deletion", "infidelity", "information_curve"])
+def test_a_batch_is_not_judged_as_a_picture(name):
+    with pytest.raises(ValueError, match=r"one image.*a batch goes through jax.vmap"):
+        run_abstractly(WITH_AXES[name](), (4, 9, 9, 3))
+
+
+@pytest.mark.parametrize("activations", [(8, 64), (2, 128)])
+@pytest.mark.parametrize("x", [(12, 256), (3, 256)])
+def test_gradcam_of_a_signal_with_channels_first_is_asked_for(x, activations):
+    def explain(**settings):
+        return sj.gradcam(lambda p, x: jnp.ones(activations), linear, **settings)
+
+    with pytest.raises(ValueError, match=r"\(channels, time\). Type channel_axis=0"):
+        run_abstractly(of(explain()), x)
+    assert run_abstractly(of(explain(channel_axis=0)), x).shape == (1, 256)
+    assert run_abstractly(of(sj.gradcam(lambda p, x: x[::4], linear)), x[::-1]).shape == (256, 1)
+
+
+def test_gradcam_of_a_batch_is_refused_and_of_a_volume_asked_for():
+    def explain(**settings):
+        return sj.gradcam(lambda p, x: x[:, ::2, ::2], linear, **settings)
+
+    with pytest.raises(ValueError, match=r"Type channel_axis=-1 for volumes; a batch.*jax.vmap"):
+        run_abstractly(of(explain()), (4, 8, 8, 3))
+    assert run_abstractly(of(explain(channel_axis=-1)), (4, 8, 8, 3)).shape == (4, 8, 8, 1)
+
+
+LEAVES = {
+    "lowpass": lambda g: of(sj.lowpass(g, 3)),
+    "pool": lambda g: of(sj.pool(g, jnp.sum)),
+    "wiener": lambda g: of(sj.smoothgrad(g, 0.1, num_samples=2, reduction=spectral.wiener())),
+    "power_spectrum": lambda g: spectral.power_spectrum,
+    "blur": lambda g: sj.attribution.blur(1.0),
+    "occlusion": lambda g: of(sj.occlusion(lambda p, x: linear(p, x["b"]), 2)),
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_the_leaf_of_another_layout_is_named(name):
+    x = {"a": jnp.ones((9, 9, 3)), "b": jnp.ones(FIRST)}
+    with pytest.raises(ValueError, match=r"\(channels, H, W\)") as caught:
+        jax.eval_shape(LEAVES[name](lambda p, x: x), x)
+    assert "in the leaf 'b'" in caught.value.__notes__
+
+
+def test_the_bits_of_channels_first_are_those_of_the_picture():
+    x, attribution = jax.random.uniform(KEY, (9, 8, 3)), jnp.arange(72.0).reshape(9, 8)
+
+    def curve(x, **settings):
+        metric = metrics.information_curve(lambda p, x: jnp.sum(x), num_steps=3, **settings)
+        return metric(None, x, attribution).value
+
+    got = curve(jnp.moveaxis(x, -1, 0), axes=(1, 2))
+    np.testing.assert_allclose(got, curve(x), rtol=1e-4)
+    with pytest.raises(ValueError, match="give a function of yours"):
+        metrics.information_curve(linear, axes=(0,))
+
+
+def test_the_default_cutoff_of_forgrad_is_one_of_large_maps():
+    with pytest.raises(ValueError, match=r"shape \(28, 28\).*Type a smaller one, such as 2\."):
+        run_abstractly(of(sj.forgrad(sj.saliency(linear))), (28, 28, 3))
+    run_abstractly(of(sj.forgrad(sj.saliency(linear), 15)), (28, 28, 3))
+    run_abstractly(of(sj.forgrad(sj.saliency(linear))), (32, 32, 3))
+
+
+def test_a_signal_is_drawn_along_its_time():
+    with pytest.raises(ValueError, match=r"\(channels, time\). Type x.T"):
+        plotting.signal(np.ones((12, 256)), np.ones((12, 256)))
 
 
 @pytest.mark.parametrize("shape", [(100, 3), (32, 32), (30,), (8, 9, 9, 3)])

@@ -574,9 +574,12 @@ def test_features_of_no_class(net, out, capsys):
 
 
 @pytest.mark.slow
-def test_photos_before_features_are_explained_too(net, photo, out, monkeypatch):
+def test_photos_before_features_are_explained_too_by_the_same_network(net, photo, out, monkeypatch):
     monkeypatch.setattr(_features, "NUM_STEPS", 1)
+    loaded, load = [], zoo.load
+    monkeypatch.setattr(zoo, "load", lambda name: loaded.append(name) or load(name))
     with jax.numpy_dtype_promotion("standard"):
         status = run(photo, "--features", "hen", "--out", out, "--methods", "saliency")
     assert status == 0
     assert files(out) == ["feature-hen.json", "feature-hen.png", "photo.json", "photo.png"]
+    assert len(loaded) == 1

@@ -631,7 +631,7 @@ EXAMPLES = np.arange(6.0).reshape(3, 2)
 BAD_EXAMPLES = [
     (np.ones(2), {}, "each of the examples has shape .., and the argument has .2,..*leading axis"),
     (EXAMPLES.T, {}, r"has shape \(3,\), and the argument has \(2,\)"),
-    (EXAMPLES[:1], {}, "examples are examples stacked.*at least 2"),
+    (EXAMPLES[:1], {}, "examples must be stacked.*at least 2"),
     ([[1.0, 2.0], [3.0, 4.0]], {}, r"examples must be arrays.*jnp.asarray\(values\)"),
     (np.array([[1.0, np.nan], [2.0, 3.0]]), {"spread": jnp.std}, "must be finite.*nanstd"),
     (EXAMPLES, {"spread": lambda v, axis: -jnp.ones(2)}, "must not be negative"),

@@ -359,3 +359,15 @@ def test_pictures_of_constants_come_without_warnings(value):
 def test_what_is_no_picture_is_an_error(image, message):
     with pytest.raises(ValueError, match=message):
         gallery(image, [], ["input"])
+
+
+def test_a_mask_is_drawn_in_black_and_white():
+    figure = gallery(np.eye(4, dtype=bool), [], ["mask"])
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.dtype == float
+    np.testing.assert_array_equal(drawn[..., 0], np.eye(4))
+
+
+def test_a_picture_has_no_missing_values():
+    with pytest.raises(ValueError, match="floats from 0 to 1"):
+        gallery(np.full((4, 4), np.nan), [], ["input"])

@@ -153,6 +153,10 @@ def test_derivatives_of_what_is_not_used_are_not_taken():
     np.testing.assert_array_equal(tangent, np.zeros(2))
 
 
+WAVE = jnp.sin(jnp.arange(11.0))
+SPREAD = jnp.cos(jnp.arange(44.0)).reshape(11, 4)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-36, 1e25])
 def test_scale_free_metrics_have_the_derivatives_of_any_scale(scale):
     a, b = jnp.array([1.0, 2.0, -1.0, 5.0]), jnp.array([2.0, -1.0, 3.0, 4.0])
@@ -161,6 +165,7 @@ def test_scale_free_metrics_have_the_derivatives_of_any_scale(scale):
         lambda a: metrics.pearson(a, scale * b),
         SOFTENED["max_sensitivity of what moves"],
         SOFTENED["average_sensitivity of what moves"],
+        lambda a: metrics.ssim(jnp.outer(SPREAD @ a, WAVE), jnp.outer(WAVE, WAVE)),
     ]
     for kind in kinds:
         gradient = jax.jit(jax.grad(kind))

@@ -15,7 +15,7 @@ import numpy as np
 from smoothjax._axes import axes_of
 from smoothjax._checks import check_scalar
 from smoothjax._grid import grid_cells
-from smoothjax._transform import at_argument
+from smoothjax._transform import at_argument, noting_leaf
 from smoothjax._trees import (
     check_has_inexact,
     combine,
@@ -70,8 +70,11 @@ def masking(
         shown = jax.tree.map(jnp.asarray, shown)  # NumPy's float64 becomes JAX's float32
         hiding, _ = partition(baseline_like(baseline, x), is_inexact)
         leaves, treedef = jax.tree.flatten(shown)
-        places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
-        maps = [_map_of(leaf, axes, place) for leaf, place in zip(leaves, places, strict=True)]
+        maps = [
+            _map_of(path, leaf, axes, place)
+            for place, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(x))
+            if is_inexact(leaf)
+        ]
 
         def query(key, masks):
             mixed = jax.tree.map(_mix, treedef.unflatten(masks), shown, hiding)
@@ -99,9 +102,10 @@ def cells_of(maps: list[Map], grid: tuple[int, ...] | None) -> tuple[list[np.nda
     return numbers, total
 
 
-def _map_of(leaf, axes, place):
+def _map_of(path, leaf, axes, place):
     shape = np.shape(leaf)
-    positive = axes_of(shape, axes)
+    with noting_leaf(path):
+        positive = axes_of(shape, axes)
     spanned = tuple(size if axis in positive else 1 for axis, size in enumerate(shape))
     return Map(spanned, positive, place)
 

@@ -58,7 +58,7 @@ class Piecewise(NamedTuple):
         )
 
     def moments(self, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of their dtype."""
+        """Returns E[f'(z)], E[f(z)] and Var[f(z)] of normal z, of the dtypes of its moments."""
         wide = wide_dtype(mean.dtype)
         m = mean.astype(wide)
         s = root(variance.astype(wide))
@@ -78,7 +78,10 @@ class Piecewise(NamedTuple):
         squares = [_times(p, p) for p in (_plus(p, (-average,)) for p in standard)]
         slope = expect([_shifted(p, m, s) for p in slopes])
         moments = slope, average, jnp.maximum(expect(squares), 0)
-        return tuple(jnp.broadcast_to(a, m.shape).astype(mean.dtype) for a in moments)
+        dtypes = mean.dtype, mean.dtype, variance.dtype
+        return tuple(
+            jnp.broadcast_to(a, m.shape).astype(d) for a, d in zip(moments, dtypes, strict=True)
+        )
 
 
 def piecewise(program: Program) -> Piecewise:

@@ -13,7 +13,7 @@ import numpy as np
 
 from smoothjax._axes import IMAGE, axes_of, check_axes
 from smoothjax._checks import check_number
-from smoothjax._transform import noted
+from smoothjax._transform import map_noted, noted
 from smoothjax._trees import is_inexact, wide_dtype
 from smoothjax._typing import Axes, PyTree
 
@@ -100,4 +100,4 @@ def _of_leaves(fun):
             return 0.0
         return fun(jnp.asarray(leaf, wide_dtype(leaf.dtype)))
 
-    return lambda x: jax.tree.map(of_leaf, x)
+    return lambda x: map_noted(of_leaf, x)

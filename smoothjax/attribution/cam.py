@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smoothjax._axes import LAST, check_pooled_axis
-from smoothjax._checks import check_function, check_integer, check_scalar, require
+from smoothjax._axes import LAST, check_pooled_axis, check_time_first
+from smoothjax._checks import check_differentiable, check_function, check_integer, require
 from smoothjax._transform import is_stochastic, keyed, name_of, transform
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import Explainer, Score
@@ -151,7 +151,7 @@ def _weighted_activations(features, head, channel_axis, upsample, weights):
         places = _places(activations.shape, x, channel_axis, upsample)
 
         def score_of(activations):
-            return check_scalar(head(key, params, activations, *rest, **kwargs))
+            return check_differentiable(head(key, params, activations, *rest, **kwargs))
 
         gradient = jax.grad(score_of)(activations)
         wide = wide_dtype(activations.dtype)
@@ -175,6 +175,13 @@ def _places(shape, x, channel_axis, upsample):
     places = tuple(axis for axis in range(len(shape)) if axis != channel_axis % len(shape))
     size: Any = getattr(x, "shape", ())
     check_pooled_axis(size, channel_axis)
+    if channel_axis is LAST:
+        check_time_first(size, "Type channel_axis=0 if it is that, channel_axis=-1 if it is not.")
+        require(
+            max(len(size), len(shape)) <= 3,
+            f"unless channel_axis is typed, x is one image or signal; got {_described(x)}. Type "
+            "channel_axis=-1 for volumes; a batch goes through jax.vmap.",
+        )
     if upsample:
         require(
             len(size) == len(shape),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax import reductions
-from smoothjax._checks import check_leading_axis, check_scalar, require
+from smoothjax._checks import check_differentiable, check_leading_axis, require
 from smoothjax._loop import accumulate, check_count, monte_carlo
 from smoothjax._transform import at_argument, transform
 from smoothjax._trees import (
@@ -273,7 +273,7 @@ def _gradient(score_at):
 
         def score_of(inexact):
             score = score_at(key, combine(inexact, others))
-            check_scalar(score)
+            check_differentiable(score)
             return score
 
         slopes = jax.grad(score_of)(inexact)

@@ -29,7 +29,7 @@ from smoothjax.reductions import root
 
 
 class _Moments(NamedTuple):
-    """The mean and the variance of each number of an array."""
+    """The mean and the variance of each number of an array, the variance in at least float32."""
 
     mean: jax.Array
     variance: jax.Array
@@ -127,7 +127,10 @@ def smoothdiff(
         sampled, shares = _sample(known, leaves, noisy_leaves, num_pairs)
         places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
         inputs = [
-            _Moments(leaf, jnp.full_like(leaf, levels[i] ** 2 if i in levels else 0))
+            _Moments(
+                leaf,
+                jnp.full(leaf.shape, levels[i] ** 2 if i in levels else 0, wide_dtype(leaf.dtype)),
+            )
             for i, leaf in zip(places, leaves, strict=True)
         ]
         attributions = _propagate(known, inputs, sampled, shares)
@@ -173,7 +176,8 @@ def _sample(
 
 def _mirrored(plus, x):
     """The value x - e, from x + e. What has no noise stays as it is, were it infinite."""
-    return jnp.where(plus == x, x, 2 * x - plus)
+    wide = wide_dtype(x.dtype)
+    return jnp.where(plus == x, x, (2 * x.astype(wide) - plus.astype(wide)).astype(x.dtype))
 
 
 def _of_pair(z, positions):
@@ -234,7 +238,7 @@ def _calibrated(z, sampled, positions):
     What is noisy, having few positions, shrinks to no shift and the scale of all channels. Then the
     mean of each number moves towards what was sampled of it, as far as that is no noise.
     """
-    mean, variance = (m.astype(sampled.mean.dtype) for m in z)
+    mean, variance = z.mean.astype(sampled.mean.dtype), z.variance
     shift = sampled.mean - jnp.mean(mean, positions, keepdims=True)
     before = jnp.mean(variance, positions, keepdims=True)
     scale = ratio(sampled.variance, before)
@@ -245,8 +249,7 @@ def _calibrated(z, sampled, positions):
     gap = sampled.means - mean
     power = jnp.mean(gap**2, positions, keepdims=True)
     share = ratio(jnp.maximum(power - sampled.means_noise, 0), power)
-    moments = (mean + share * gap, variance * scale)
-    return _Moments(*(m.astype(z.mean.dtype) for m in moments))
+    return _Moments((mean + share * gap).astype(z.mean.dtype), variance * scale)
 
 
 def _signal(square, noise):
@@ -257,8 +260,22 @@ def _signal(square, noise):
 def _through_linear(equation, inputs):
     """A linear map: mean' = W mean + b and variance' = (W * W) variance."""
     means, pull = jax.vjp(equation, *(z.mean for z in inputs))
-    variances: Sequence[Any] = _squared(equation, *(z.variance for z in inputs))
+    variances: Sequence[Any] = _of_variances(lambda *v: _squared(equation, *v), inputs)
     return [_Moments(*z) for z in zip(means, variances, strict=True)], pull
+
+
+def _of_variances(linear, inputs) -> Any:
+    """A linear map of variances, which is taken in the dtypes of the means.
+
+    In units of the greatest, where squares of float16 would overflow or underflow.
+    """
+    if all(z.mean.dtype == z.variance.dtype for z in inputs):
+        return linear(*(z.variance for z in inputs))
+    greatest = [jnp.max(jax.lax.stop_gradient(z.variance), initial=0) for z in inputs]
+    unit = jnp.max(jnp.stack(greatest))
+    unit = jnp.where(unit > 0, unit, 1)
+    scaled = linear(*((z.variance / unit).astype(z.mean.dtype) for z in inputs))
+    return jax.tree.map(lambda v: v.astype(unit.dtype) * unit, scaled)
 
 
 def _squared(equation, *variances) -> Any:
@@ -285,6 +302,7 @@ def _through_maximum(maximum, share, inputs):
     share = share.astype(means.dtype)
     means = jnp.where(share > 0, means, 0)  # what is never chosen may be infinite
     mean = jnp.sum(share * means, axis=0)
-    squares = options(*(z.variance for z in inputs)) + (means - mean[None]) ** 2
-    moments = _Moments(mean, jnp.sum(share * squares, axis=0))
+    variances = _of_variances(options, inputs)
+    squares = variances + (means - mean[None]).astype(variances.dtype) ** 2
+    moments = _Moments(mean, jnp.sum(share.astype(variances.dtype) * squares, axis=0))
     return moments, lambda cotangents: pull(share * cotangents[0][None])

@@ -114,7 +114,8 @@ def accuracy_drop(
         """Values of which the accuracy or quality is the mean, at least nearly, and itself."""
         if quality is not None:
             return _jackknife(quality, outputs, targets)
-        right = (jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32)
+        known = ~jnp.any(jnp.isnan(outputs), axis=-1)  # NaN would be the greatest
+        right = ((jnp.argmax(outputs, axis=-1) == targets) & known).astype(jnp.float32)
         return right, jnp.mean(right)
 
     def measure(params, xs, targets):

@@ -119,6 +119,8 @@ def _check_leaves(tree):
     for leaf in jax.tree.leaves(tree):
         if not (is_array(leaf) or isinstance(leaf, _NUMBERS)):
             raise TypeError(f"{_NEEDED}; got a {_kind(leaf)}. {_HINT}")
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            raise TypeError(f"{_NEEDED}, of numbers; got dtype {leaf.dtype}.")
 
 
 def _kind(value):

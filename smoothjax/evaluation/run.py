@@ -359,5 +359,6 @@ def _check_scores(returned, name):
         shape = getattr(got, "shape", None)
         if shape != () or not jnp.isdtype(dtype, ("bool", "integral", "real floating")):
             raise TypeError(
-                f"metric {metric!r} of {name!r} must return one real number; got {got!r:.200}."
+                f"metric {metric!r} of {name!r} must return one real number, as the area(metric) "
+                f"of a curve is; got {got!r:.200}."
             )

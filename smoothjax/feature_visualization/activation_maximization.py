@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._checks import check_function, check_integer, check_scalar, require
+from smoothjax._checks import (
+    check_differentiable,
+    check_function,
+    check_integer,
+    check_scalar,
+    require,
+)
 from smoothjax._loop import check_count
 from smoothjax._transform import keyed, transform
 from smoothjax._trees import is_real
@@ -138,7 +144,7 @@ def activation_maximization(
             augment_key, objective_key = jax.random.split(key)
             image = image_of(coefficients)
             seen = image if augment is None else augment(augment_key, image)
-            value = check_scalar(inner(objective_key, params, seen, *rest, **kwargs))
+            value = check_differentiable(inner(objective_key, params, seen, *rest, **kwargs))
             cost = jnp.zeros_like(value) if penalty is None else check_scalar(penalty(image))
             return value - cost.astype(value.dtype), value
 

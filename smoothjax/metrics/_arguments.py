@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._axes import IMAGE, axes_of, check_channels_last
+from smoothjax._axes import IMAGE, axes_of, check_one_image
 from smoothjax._checks import require
 from smoothjax._transform import argument, at_argument, signature_with_key, transform
 from smoothjax._trees import is_real, wide_dtype
@@ -79,7 +79,7 @@ def like_input(attribution: Any, x: jax.Array, axes: tuple[int, ...]) -> jax.Arr
     )
     array, shape = check_attribution(attribution), jnp.shape(x)
     if axes is IMAGE:
-        check_channels_last(shape)
+        check_one_image(shape)
     if array.shape == shape:
         return array
     spatial = axes_of(shape, axes)

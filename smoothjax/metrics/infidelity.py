@@ -25,7 +25,8 @@ def gaussian_perturbation(sigma: Any = relative(0.15)) -> Callable[..., jax.Arra
 
     Args:
       sigma: their standard deviation, in the grammar of `smoothgrad`: a number or array that
-        broadcasts to x, or a function of x such as `relative(0.15)`; in the units of x.
+        broadcasts to x, or a function of x such as `relative(0.15)`, or `relative(0.15, examples)`
+        for tabular data; in the units of x.
 
     Returns:
       A function `perturbation(key, x)` that returns an array shaped like x, in at least float32:
@@ -81,15 +82,16 @@ def infidelity(
       num_samples: the number of changes.
       perturbation: a function `perturbation(key, x)` that returns a random change, shaped like x:
         `x - I` is evaluated. For the default, Gaussian numbers of 0.15 times the range of x,
-        SmoothGrad of the same level is the attribution of the least error.
+        SmoothGrad of the same level is the attribution of the least error. Tabular data need
+        `gaussian_perturbation(relative(0.15, examples))`, as in `smoothgrad`.
       axes: the spatial axes of x, as in `deletion_curve`.
       argnum: as in `deletion_curve`.
       chunk_size: how many changes are evaluated at once, as in `deletion_curve`.
 
     Returns:
       A stochastic metric `error(key, params, x, attribution, *rest)` that returns a scalar, 0 or
-      more, in the squared units of the score; lower is better. NaN by default if x is constant,
-      since the noise is then 0.
+      more, in the squared units of the score; lower is better. NaN if no change moves x, as by
+      default where x is constant, or where changes are below the rounding of its dtype.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a change
@@ -129,8 +131,10 @@ def infidelity(
             change = jnp.where(jnp.isfinite(x), change, 0)  # what is missing stays so
             predicted = jnp.sum(change * attribution.astype(wide))
             loss = whole - query(score_key, changed)
-            return (predicted.astype(loss.dtype) - loss) ** 2
+            moves = jnp.any(change != 0).astype(loss.dtype)
+            return (predicted.astype(loss.dtype) - loss) ** 2, moves
 
-        return average(squared_error, change_key)
+        found, moves = average(squared_error, change_key)
+        return jnp.where(moves > 0, found, jnp.nan)  # for what makes no test would pass it
 
     return error

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._axes import IMAGE
+from smoothjax._axes import IMAGE, check_axes
 from smoothjax._checks import check_function, require
 from smoothjax._loop import check_count
 from smoothjax._transform import noted
@@ -75,9 +75,10 @@ def information_curve(
 
     Args:
       score: as in `deletion_curve`.
-      information: a function of an image, an array like x that is scaled from the range of x to 0
-        to 255, not rounded, that returns a scalar, in any unit. Another blurred image may leave
-        that range. The default is for (H, W) and (H, W, channels).
+      information: a function of an image, an array like x with `axes` moved first, that is scaled
+        from the range of x to 0 to 255, not rounded, that returns a scalar, in any unit. Another
+        blurred image may leave that range. The default is for two axes, (H, W) and (H, W,
+        channels).
       num_steps: the number of steps.
       baseline: what x is restored onto, in the grammar of `deletion_curve`; by default x blurred by
         `blur(10, axes)`, for photos of about 224 pixels.
@@ -108,14 +109,19 @@ def information_curve(
     >>> print(metric(None, x, upper) > 2 * metric(None, x, -upper))
     True
     """
-    judged = judging(score, argnum, axes)
+    judged, axes = judging(score, argnum, axes), check_axes(axes)
     check_function(information, "information")
+    require(
+        information is not residual_bits or len(axes) == 2,
+        f"residual_bits are those of an image, and axes are {axes}. For other data, give a "
+        "function of yours as `information`.",
+    )
     num_steps = check_count(num_steps, "num_steps")
     along = along_paths(chunk_size)
 
     def curve(key, *args, **kwargs):
         x, attribution, query = judged(args, kwargs)
-        bits_of = _information_of(information, x)
+        bits_of = _information_of(information, x, axes)
         rank = rank_of(attribution).reshape(attribution.shape)
         counts = np.arange(num_steps + 1) ** 2 * attribution.size // num_steps**2
         path = (baseline_like(blurred_unless(baseline, axes), x), x)
@@ -129,11 +135,12 @@ def information_curve(
     return curve
 
 
-def _information_of(information, x):
+def _information_of(information, x, axes):
     """The function of an image to its information, on the scale of x from 0 to 255."""
     least, most = jnp.min(x), jnp.max(x)
 
     def bits_of(image):
+        image = jnp.moveaxis(image, axes, range(len(axes)))
         shown, low, high = (a.astype(wide_dtype(x.dtype)) for a in (image, least, most))
         bits = jnp.asarray(information(255 * (shown - low) / (high - low)))
         require(bits.shape == (), f"information must return a scalar; got shape {bits.shape}.")

@@ -276,14 +276,16 @@ def distinct_classes(key: jax.Array, labels: Any, num: int) -> jax.Array:
       An int32 array of shape (num,).
 
     Raises:
-      ValueError: if the labels are of fewer classes.
+      ValueError: if the labels are of fewer classes, or not one for each example.
 
     >>> images, labels = jnp.zeros((50, 8, 8, 3)), jnp.arange(50) // 5
     >>> indices = sj.metrics.distinct_classes(jax.random.key(0), labels, 4)
     >>> sj.metrics.mosaic(images[indices], (2, 2)).shape, len(set(labels[indices].tolist()))
     ((16, 16, 3), 4)
     """
-    classes, class_of = np.unique(np.ravel(labels), return_inverse=True)
+    one_each = np.ndim(labels) == 1
+    require(one_each, f"labels must be of shape (n,), one for each; got {np.shape(labels)}.")
+    classes, class_of = np.unique(labels, return_inverse=True)
     require(num <= len(classes), f"there are {len(classes)} different classes, not {num}.")
     class_key, example_key = jax.random.split(key)
     chosen = jax.random.choice(class_key, len(classes), (num,), replace=False)
@@ -300,7 +302,8 @@ def _compared(attribution, mask):
     array, inside = pad_axes(array, ndim), pad_axes(mask, ndim)
     require(
         broadcasts(inside, array.shape),
-        f"a mask of shape {mask.shape} is not like the attribution, {jnp.shape(attribution)}.",
+        f"a mask of shape {mask.shape} is not like the attribution, {jnp.shape(attribution)}, nor "
+        "lacks its last axes. Type mask[None] where its channels come first.",
     )
     if mask.dtype == bool:
         return array, inside

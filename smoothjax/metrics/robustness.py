@@ -48,7 +48,7 @@ def local_lipschitz(
         stochastic one, with a key first, which then gets the same key at every point.
       radius: how far a draw may differ from x in each entry, in the units of x: a positive number,
         an array that broadcasts to x, or a function of x that returns one, such as
-        `relative(0.05)`.
+        `relative(0.05)`, or `relative(0.05, examples)` for tabular data.
       num_samples: the number of draws.
       argnum: the argument that is perturbed, one floating-point array, counted from 0 after the
         key: 1 is x.
@@ -59,8 +59,9 @@ def local_lipschitz(
     Returns:
       A stochastic function `metric(key, params, x, *rest)` that returns a scalar, 0 or more, in the
       units of the explanation over those of x; lower is better, and 0 is a constant explanation. It
-      grows with the scale of the explanation. NaN where the radius is 0 everywhere, as that of
-      `relative` is for a constant x.
+      grows with the scale of the explanation. NaN where no draw can differ from x: where the
+      radius is 0 everywhere, as that of `relative` is for a constant x, or less than its dtype
+      tells apart.
 
     Raises:
       TypeError, ValueError: here for bad settings; when called, before anything runs, for a missing
@@ -228,8 +229,10 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
             return change(explained, explain_at(inner_key, near), step)
 
         found = average(draw, draws_key)
-        # A radius of 0 everywhere, as of `relative` for a constant x, makes no test.
-        return jnp.where(jnp.any(level != 0), found, jnp.nan)
+        wide = x.astype(level.dtype)
+        ends = jnp.stack([wide - level, wide + level]).astype(x.dtype)
+        moves = jnp.any(jnp.isfinite(x)[None] & (ends != x[None]))
+        return jnp.where(moves, found, jnp.nan)  # for what makes no test would pass it
 
     return metric
 

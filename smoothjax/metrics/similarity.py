@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoothjax._axes import check_channels_last
 from smoothjax._checks import require
 from smoothjax._transform import noted
 from smoothjax.metrics._arguments import check_attribution
@@ -137,6 +138,7 @@ def ssim(a: Any, b: Any) -> jax.Array:
         f"{a.shape}. Move the channels last, or take another similarity, such as spearman, which "
         "fits any shape.",
     )
+    check_channels_last(a.shape, "Move the channels last, or take spearman, which fits any shape.")
     (a, span_a), (b, span_b) = _picture(a), _picture(b)
     mean_a, mean_b, aa, bb, ab = _blur(jnp.stack([a, b, a * a, b * b, a * b]))
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
@@ -164,7 +166,8 @@ def _blur(maps):
 
 
 def _picture(a):
-    """A map scaled to [0, 1], and the span that it had."""
+    """A map scaled to [0, 1], and a span, 0 if it is constant."""
+    a = _scaled(a)
     span = jnp.max(a) - jnp.min(a)
     return (a - jnp.min(a)) / jnp.where(span == 0, 1, span), span
 

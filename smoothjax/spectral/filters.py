@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from smoothjax._axes import IMAGE, LAST, check_pooled_axis
+from smoothjax._axes import IMAGE, LAST, Default, check_pooled_axis
 from smoothjax._checks import check_function, check_integer, require
 from smoothjax._transform import noted, transform
 from smoothjax._trees import wide_dtype
@@ -125,7 +125,7 @@ def lowpass(
 @transform
 def forgrad(
     explain: Explainer,
-    cutoff: Any = 15,
+    cutoff: Any = Default(15),
     *,
     channel_axis: int | None = LAST,
     window: Window = disc,
@@ -139,7 +139,8 @@ def forgrad(
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first, that
         returns a pytree of maps of real floating-point numbers.
       cutoff: a radius, not a diameter, in cycles per image, as in `lowpass`. The authors' 15 is for
-        maps of 224 x 224; `best_cutoff` finds yours.
+        maps of 224 x 224, and must be typed for those of less than 31, of which it leaves nearly
+        all; `best_cutoff` finds yours.
       channel_axis: the axis that is averaged and dropped, by default the last of (H, W, channels).
         Type None for maps that were pooled already, 0 for channels first, and -1 for signals (time,
         channels) and volumes.
@@ -163,7 +164,7 @@ def forgrad(
     [[2.5]
      [2.5]]
     """
-    cutoff = check_cutoff(cutoff, "cutoff")
+    is_default, cutoff = isinstance(cutoff, Default), check_cutoff(cutoff, "cutoff")
     if channel_axis is not None:
         check_integer(channel_axis, "channel_axis")
     check_function(window, "window")
@@ -180,6 +181,13 @@ def forgrad(
             check_channels(leaf.shape, channel_axis)
             pooled = jnp.mean(leaf, channel_axis, dtype=wide_dtype(leaf.dtype))
         axes = check_image_axes(range(pooled.ndim))
+        longest = max(pooled.shape)
+        require(
+            not is_default or longest > 2 * cutoff,
+            f"the default cutoff, {cutoff:g} cycles, is for maps of 224 x 224, and one of shape "
+            f"{pooled.shape} has few frequencies above it. Type a smaller one, such as "
+            f"{max(1, round(cutoff * longest / 224))}.",
+        )
         return jnp.abs(_filter(jnp.abs(pooled), cutoff, axes, window)).astype(leaf.dtype)
 
     return map_leaves(explain, filtered)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._axes import IMAGE
-from smoothjax._transform import noted, noting
+from smoothjax._transform import map_noted, noted, noting
 from smoothjax._typing import Axes, PyTree
 from smoothjax.reductions import (
     Reduction,
@@ -66,7 +66,7 @@ def power_spectrum(attribution: PyTree, axes: Axes = IMAGE) -> PyTree:
         leaf = real_map(leaf)
         return ring_sums(abs2(fourier(leaf, axes)), check_sizes(leaf.shape, axes))
 
-    return jax.tree.map(of_map, attribution)
+    return map_noted(of_map, attribution)
 
 
 @summary
@@ -303,7 +303,7 @@ def _of_spectra(spectrum, finish):
     """
 
     def spectra(draw):
-        return jax.tree.map(spectrum, draw)
+        return map_noted(spectrum, draw)
 
     def lifted(moments, finalize):
         def init(draw, num):

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import pathlib
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _OTHERS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
 }
+# The chunks of a WebP that hold its picture, and the flags of those of its metadata.
+_PICTURE, _METADATA = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF"), 0x20 | 0x08 | 0x04
 _SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
 
 
@@ -98,8 +101,10 @@ def _sources(name) -> Iterator[str | io.BytesIO]:
         )
     if start.startswith(b"\x89PNG"):
         data = file.read_bytes()
-        yield io.BytesIO(_chunks(data, (b"tRNS", b"eXIf", b"iCCP")))
-        yield io.BytesIO(_chunks(data, (b"tRNS", b"eXIf")))
+        for kept in ((b"tRNS", b"eXIf", b"iCCP"), (b"tRNS", b"eXIf"), (b"eXIf",)):
+            yield io.BytesIO(_chunks(data, kept))
+    if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+        yield io.BytesIO(_picture_of_webp(file.read_bytes()))
 
 
 def _chunks(png, kept):
@@ -113,6 +118,19 @@ def _chunks(png, kept):
             found.append(png[start:end])
         start = end
     return b"".join(found)
+
+
+def _picture_of_webp(webp):
+    """A WebP of those chunks of another one that hold its picture."""
+    found, start = b"", 12
+    while place := _PICTURE.search(webp, start):
+        kind, length = place[0], int.from_bytes(webp[place.end() : place.end() + 4], "little")
+        start = place.end() + 4 + length + length % 2
+        chunk = webp[place.start() : start]
+        if kind == b"VP8X":  # whose flags tell of the other chunks
+            chunk = chunk[:8] + bytes([chunk[8] & ~_METADATA]) + chunk[9:]
+        found += chunk
+    return b"RIFF" + (4 + len(found)).to_bytes(4, "little") + b"WEBP" + found
 
 
 def _read(image):

@@ -465,6 +465,18 @@ def test_half_precision(dtype, key):
     assert cosine(found.astype(jnp.float32), explain(key, KERNELS, IMAGE)) > 0.98
 
 
+@pytest.mark.parametrize("scale", [255, 1e-4])
+def test_squares_leave_the_range_of_float16(scale, key):
+    def score(params, x):
+        hidden = jax.nn.relu(x @ params)
+        return jnp.mean(jnp.max(hidden.reshape(4, 2), axis=1))
+
+    x, params = scale * jnp.linspace(-1, 1, 6), W
+    explain = jax.jit(sj.smoothdiff(score, sj.relative(0.3), num_samples=4))
+    found = explain(key, params.astype(jnp.float16), x.astype(jnp.float16))
+    assert cosine(found.astype(jnp.float32), explain(key, params, x)) > 0.999
+
+
 def test_a_scan_is_unrolled(key):
     def step(x, w):
         return jax.nn.relu(x @ w), None

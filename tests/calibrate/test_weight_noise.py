@@ -335,3 +335,16 @@ def test_a_traced_label_that_there_is_not_gives_nan(label, data, key):
     assert np.isnan(drop.stderr)
     find = jax.jit(sj.sigma_for_accuracy_drop(predict, num_samples=2, num_steps=2))
     assert np.isnan(find(key, W, xs, labels).sigma)
+
+
+def test_logits_that_are_missing_are_right_for_no_class(key):
+    """Of NaN, the greatest is the first."""
+
+    def broken(params, x):
+        return jnp.where(params["is_clean"] == 1, predict(params["w"], x), jnp.nan)
+
+    xs = jax.random.normal(key, (8, 4))
+    drop = sj.accuracy_drop(broken, num_samples=2)
+    found = drop(key, {"w": W, "is_clean": jnp.ones(())}, xs, None, 0.1)
+    np.testing.assert_allclose(found.mean, 2, rtol=1e-6)  # from 1 to 0, with chance at 1/2
+    assert np.isnan(drop(key, {"w": W, "is_clean": jnp.zeros(())}, xs, None, 0.1).mean)

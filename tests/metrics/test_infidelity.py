@@ -95,3 +95,14 @@ def test_infidelity_by_default_says_nothing_of_a_constant_x():
     half = gaussian_perturbation(jnp.array([[[1.0, 0.0]]]))(KEY, jnp.asarray(X))
     assert np.all(half[..., 1] == 0)
     assert not np.any(np.isnan(half))
+
+
+def test_changes_that_the_dtype_of_x_cannot_hold_judge_nothing():
+    x = jnp.full(SHAPE, 200, jnp.bfloat16)  # whose neighbours are 199 and 201
+
+    def score(params, x):
+        return jnp.sum(params * x.astype(jnp.float32))
+
+    for sigma, known in ((0.1, False), (3.0, True)):
+        judge = infidelity(score, num_samples=2, perturbation=gaussian_perturbation(sigma))
+        assert np.isfinite(judge(KEY, W, x, W)) == known

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from smoothjax.zoo import PhotoError, open_photo, photos
 from smoothjax.zoo.photos import centre_square, to_rgb
@@ -180,6 +180,7 @@ BROKEN_CHUNKS = {
     "a text with a wrong checksum": png_chunk(b"tEXt", b"Comment\0text")[:-4] + bytes(4),
     "a profile of another compression": png_chunk(b"iCCP", b"name\0\7" + zlib.compress(b"text")),
     "a resolution cut short": png_chunk(b"pHYs", bytes(3)),
+    "a transparency cut short": png_chunk(b"tRNS", bytes(1)),
     "EXIF as a text that is none": png_chunk(b"tEXt", b"Raw profile type exif\0none\nat all"),
 }
 
@@ -204,6 +205,26 @@ def test_broken_metadata_are_ignored(tmp_path, extension, what):
     plain = open_photo(saved(tmp_path, Image.fromarray(RGB), extension, **options))
     path = saved(tmp_path, Image.fromarray(RGB), extension, **options, **{what: data[what]})
     np.testing.assert_array_equal(open_photo(path), plain)
+
+
+@pytest.mark.parametrize("kind", [b"EXIF", b"XMP ", b"ICCP"])
+@pytest.mark.parametrize("length", [0, 5, 10**6, 2**32 - 1])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_lying_chunks_of_a_webp_do_not_cost_the_picture(tmp_path, kind, length, mode):
+    """Whether before the picture, as a profile, or behind it."""
+    if not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
+    colours = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    image = Image.fromarray(colours).convert(mode)
+    image.putpixel((0, 0), (255,) * 3 + (0,) * (mode == "RGBA"))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    about = {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0", "xmp": b"<x/>", "icc_profile": srgb}
+    path = saved(tmp_path, image, "webp", lossless=True, **about)
+    data, colours[0, 0] = bytearray(path.read_bytes()), 255
+    place = data.index(kind) + 4
+    data[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(data)
+    np.testing.assert_array_equal(open_photo(path), colours)
 
 
 @pytest.mark.parametrize("extension", ["png", "tiff"])
