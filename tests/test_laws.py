@@ -350,6 +350,8 @@ RANDOM = {
     "rise": attribution.rise(_of_image, num_samples=5, grid=2),
     "sobol": attribution.sobol(_of_image, num_designs=4, grid=2),
     "hsic": attribution.hsic(_of_image, num_samples=5, grid=2),
+    "lime": attribution.lime(_of_image, num_samples=5, grid=2),
+    "kernel_shap": attribution.kernel_shap(_of_image, num_samples=18, grid=3),
     "max_sensitivity": metrics.max_sensitivity(sj.saliency(_of_image), radius=0.1, num_samples=2),
     "mu_fidelity": lambda key, params, x: metrics.mu_fidelity(
         _of_image, grid=2, num_samples=6, similarity=metrics.similarity.pearson
