@@ -77,7 +77,7 @@ def kernel_shap(
     >>> def score(params, x):
     ...     return x[0] * x[1] + x[2]
     >>> explain = jax.jit(sj.kernel_shap(score, axes=(0,)))
-    >>> explain(jax.random.key(0), None, jnp.array([2.0, 3.0, 1.0])).round(3)  # 6 is shared
+    >>> explain(jax.random.key(0), None, jnp.array([2.0, 3.0, 1.0])).round()  # 6 is shared
     Array([3., 3., 1.], dtype=float32)
     """
     axes = check_axes(axes)

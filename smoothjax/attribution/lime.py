@@ -72,7 +72,7 @@ def lime(
 
     >>> explain = sj.lime(lambda w, x: jnp.sum(w * x), axes=(0,), alpha=0.0)
     >>> explain = jax.jit(explain)  # for a linear score: w x
-    >>> explain(jax.random.key(0), jnp.array([0.0, 1.0, 4.0]), jnp.ones(3)).round(3)
+    >>> explain(jax.random.key(0), jnp.array([0.0, 1.0, 4.0]), jnp.ones(3)).round()
     Array([0., 1., 4.], dtype=float32)
     """
     axes = check_axes(axes)

@@ -9,7 +9,7 @@ from jax.scipy.sparse.linalg import cg
 from smoothjax._axes import axes_of
 from smoothjax._trees import wide_dtype
 
-_MOST_STEPS = 200
+_MOST_STEPS = 400
 
 
 def linear_imputation(

@@ -149,7 +149,7 @@ def expected_frequency(attribution: Any, axes: Axes = IMAGE) -> jax.Array:
     Explanations", ICCV. `smoothjax.spectral.power_spectrum` is the power in rings.
 
     >>> wave = jnp.cos(2 * jnp.pi * 3 * jnp.arange(16.0) / 16)
-    >>> print(sj.metrics.expected_frequency(wave, axes=(0,)).round(3))
+    >>> print(sj.metrics.expected_frequency(wave, axes=(0,)).round())
     3.0
     """
     axes = check_image_axes(axes)
