@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothjax.metrics import road
+import smoothjax as sj
+from smoothjax.metrics import road, srg
 from smoothjax.metrics._imputation import linear_imputation
 
 KEY = jax.random.key(3)
@@ -139,3 +140,17 @@ def test_a_constant_picture_is_imputed_by_itself():
     np.testing.assert_allclose(metric(KEY, w, x, w), 0, atol=1e-5)
     noisy = road(lambda params, x: jnp.sum(params * x), noise=0.5)
     assert abs(noisy(KEY, w, x, w)) > 1e-3
+
+
+def test_a_stochastic_score_does_not_share_its_key_with_the_noise():
+    @sj.stochastic
+    def weighted(key, params, x):
+        return jnp.sum(jax.random.normal(key, x.shape) * x)
+
+    x = jnp.zeros((6, 5))
+    eps = jax.random.normal(jax.random.split(KEY)[1], x.shape)
+    # If the weights were the noise, what is hidden would add its square.
+    shared = srg(lambda params, x: jnp.sum(x), baseline=eps**2)(None, x, -(eps**2))
+    assert shared > 1
+    got = jax.jit(road(weighted, noise=1.0))(KEY, None, x, -(eps**2))
+    assert abs(got - shared) > 0.5
