@@ -107,6 +107,7 @@ def kernel_shap(
         def draw(i):
             visible, weight = coalition(draw_key, i)
             visible, weight = visible.astype(ends.dtype), jnp.asarray(weight, ends.dtype)
+            # The values do not change with an offset, but sums of large scores are less exact.
             return visible, weight, score_behind(visible).astype(ends.dtype) - ends[0]
 
         gram, moment = sums_over(draw, num, args[argnum])

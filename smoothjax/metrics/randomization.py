@@ -137,7 +137,9 @@ def emprt(
 
     Args:
       explain: a function `explain(params, x, *rest)`, or a stochastic one, with a key first.
-      where: which leaves of params are randomised, as in `noisegrad`; by default all.
+      where: which leaves of params are randomised, as in `noisegrad`; by default all. Of Flax
+        variables, `by_path(lambda path: path.startswith("params"))`: statistics of batches are not
+        learned, and a variance that is redrawn may be negative.
       reinitialize: as in `parameter_randomization`.
       complexity: a function of a map that returns a scalar above 0, such as `entropy`;
         `functools.partial(histogram_entropy, num_bins=50)` has other bins.

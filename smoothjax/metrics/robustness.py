@@ -397,7 +397,7 @@ def _relative_difference(moved, explained, epsilon):
     def of_leaf(change, before):
         size = jnp.maximum(jnp.abs(before), epsilon * most.astype(change.real.dtype))
         # Nothing has not changed if it is still nothing.
-        return change / jnp.where(change == 0, 1, size)
+        return change / jnp.where(change == 0, 1, size).astype(change.dtype)
 
     return list(map(of_leaf, _difference(moved, explained), befores))
 

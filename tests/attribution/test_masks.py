@@ -340,6 +340,8 @@ def test_memory_is_bounded_by_the_chunk(key):
         (sobol, {"num_designs": 4}, {"num_designs": 40}, 36 * (66 * (4 + 1) + 128 * 4)),
         # 64 cells of a mask, and up to four numbers for each pair of masks.
         (hsic, {"num_samples": 20}, {"num_samples": 60}, 40 * 64 + 16 * (60**2 - 20**2)),
+        (lime, {"num_samples": 100}, {"num_samples": 10_000}, 9900 + 100),
+        (kernel_shap, {"num_samples": 200}, {"num_samples": 4000}, 3800 + 100),
     ]:
         base = memory(method, 4, few)
         assert memory(method, 4, many) <= base + allowed
