@@ -17,6 +17,8 @@ from smoothjax.attribution import guided_backprop as guided_backprop
 from smoothjax.attribution import hsic as hsic
 from smoothjax.attribution import input_times_gradient as input_times_gradient
 from smoothjax.attribution import integrated_gradients as integrated_gradients
+from smoothjax.attribution import kernel_shap as kernel_shap
+from smoothjax.attribution import lime as lime
 from smoothjax.attribution import lrp as lrp
 from smoothjax.attribution import occlusion as occlusion
 from smoothjax.attribution import rise as rise

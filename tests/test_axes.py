@@ -50,7 +50,19 @@ WITH_AXES = {
     "rise": lambda **s: of(sj.rise(linear, num_samples=3, grid=3, **s)),
     "sobol": lambda **s: of(sj.sobol(linear, num_designs=2, grid=3, **s)),
     "hsic": lambda **s: of(sj.hsic(linear, num_samples=4, grid=3, **s)),
+    "lime": lambda **s: of(sj.lime(linear, num_samples=4, grid=3, **s)),
+    "kernel_shap": lambda **s: of(sj.kernel_shap(linear, num_samples=18, grid=3, **s)),
+    "expected_frequency": lambda **s: lambda x: metrics.expected_frequency(x, **s),
     "deletion": lambda **s: judge(metrics.deletion(linear, **s)),
+    "srg": lambda **s: judge(metrics.srg(linear, **s)),
+    "road": lambda **s: judge(metrics.road(linear, **s)),
+    "monotonicity": lambda **s: judge(metrics.monotonicity(linear, **s)),
+    "monotonicity_correlation": lambda **s: judge(
+        metrics.monotonicity_correlation(linear, grid=3, num_samples=2, **s)
+    ),
+    "non_sensitivity": lambda **s: judge(
+        metrics.non_sensitivity(linear, grid=3, num_samples=2, **s)
+    ),
     "insertion": lambda **s: judge(metrics.insertion(linear, **s)),
     "insertion_minus_deletion": lambda **s: judge(metrics.insertion_minus_deletion(linear, **s)),
     "mu_fidelity": lambda **s: judge(metrics.mu_fidelity(linear, grid=3, num_samples=3, **s)),
@@ -145,7 +157,10 @@ def test_channels_first_is_an_error_that_says_how_to_move_them(name):
 FILTERS = ["lowpass", "power_spectrum", "wiener", "signal_and_noise", "blur"]
 
 
-@pytest.mark.parametrize("name", [*FILTERS, "occlusion", "rise", "sobol", "hsic"])
+MASKING = ["occlusion", "rise", "sobol", "hsic", "lime", "kernel_shap"]
+
+
+@pytest.mark.parametrize("name", [*FILTERS, "expected_frequency", *MASKING])
 @pytest.mark.parametrize("shape", [(100, 3), (100, 1), (3, 100), (900, 2), (1000, 12), (77, 768)])
 def test_a_signal_is_not_taken_for_a_picture(name, shape):
     with pytest.raises(ValueError, match=r"signal beside its channels. Type axes=\(0,\)"):
@@ -304,6 +319,8 @@ TABLE = {
     "rise": sj.rise(linear, axes=(0,), num_samples=20),
     "sobol": sj.sobol(linear, axes=(0,), num_designs=4),
     "hsic": sj.hsic(linear, axes=(0,), num_samples=50),
+    "lime": sj.lime(linear, axes=(0,), num_samples=100),
+    "kernel_shap": sj.kernel_shap(linear, axes=(0,), num_samples=60),
 }
 
 

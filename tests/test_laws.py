@@ -344,6 +344,8 @@ RANDOM = {
     "rise": attribution.rise(_of_image, num_samples=5, grid=2),
     "sobol": attribution.sobol(_of_image, num_designs=4, grid=2),
     "hsic": attribution.hsic(_of_image, num_samples=5, grid=2),
+    "lime": attribution.lime(_of_image, num_samples=5, grid=2),
+    "kernel_shap": attribution.kernel_shap(_of_image, num_samples=24, grid=3),
     "max_sensitivity": metrics.max_sensitivity(sj.saliency(_of_image), radius=0.1, num_samples=2),
     "mu_fidelity": lambda key, params, x: metrics.mu_fidelity(
         _of_image, grid=2, num_samples=6, similarity=metrics.similarity.pearson
@@ -351,6 +353,10 @@ RANDOM = {
     "infidelity": lambda key, params, x: metrics.infidelity(_of_image, num_samples=3)(
         key, params, x, IMAGES[1]
     ),
+    "road": lambda key, params, x: metrics.road(_of_image, num_steps=3)(key, params, x, IMAGES[1]),
+    "monotonicity_correlation": lambda key, params, x: metrics.monotonicity_correlation(
+        _of_image, grid=2, num_samples=3
+    )(key, params, x, IMAGES[1]),
     "distinct_classes": lambda key, params, x: metrics.distinct_classes(key, [0, 1, 2, 0, 1, 2], 3),
 }
 

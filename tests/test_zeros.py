@@ -57,6 +57,12 @@ SOFTENED = {
     "infidelity": lambda a: metrics.infidelity(linear)(KEY, ZEROS, SOME, a),
     "sobol": lambda p: sj.sobol(linear, axes=(0,), grid=None, num_designs=3)(KEY, p, ONES).sum(),
     "hsic": lambda p: sj.hsic(linear, axes=(0,), grid=None, num_samples=5)(KEY, p, ONES).sum(),
+    "lime": lambda p: jnp.sum(sj.lime(linear, axes=(0,), num_samples=9)(KEY, p, ONES) ** 2),
+    "kernel_shap": lambda p: jnp.sum(sj.kernel_shap(linear, axes=(0,))(KEY, p, ONES) ** 2),
+    "expected_frequency": lambda a: metrics.expected_frequency(a, axes=(0,)),
+    "relative_input_stability": judged(metrics.relative_input_stability, linear),
+    "relative_input_stability of what moves": judged(metrics.relative_input_stability, square),
+    "road": lambda p: metrics.road(linear, num_steps=2, axes=(0,))(KEY, p, ONES, ONES) ** 2,
 }
 
 

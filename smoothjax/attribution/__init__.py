@@ -13,6 +13,8 @@ from smoothjax.attribution.gradient import saliency as saliency
 from smoothjax.attribution.guided_backprop import deconvnet as deconvnet
 from smoothjax.attribution.guided_backprop import guided_backprop as guided_backprop
 from smoothjax.attribution.hsic import hsic as hsic
+from smoothjax.attribution.kernel_shap import kernel_shap as kernel_shap
+from smoothjax.attribution.lime import lime as lime
 from smoothjax.attribution.lrp import lrp as lrp
 from smoothjax.attribution.occlusion import occlusion as occlusion
 from smoothjax.attribution.rise import rise as rise

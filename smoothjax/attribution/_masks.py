@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from smoothjax._axes import axes_of
-from smoothjax._checks import check_scalar
+from smoothjax._checks import check_scalar, require
 from smoothjax._grid import grid_cells
 from smoothjax._transform import at_argument, noting_leaf
 from smoothjax._trees import (
     check_has_inexact,
     combine,
+    is_array,
     is_inexact,
     partition,
     wide_dtype,
@@ -100,6 +102,44 @@ def cells_of(maps: list[Map], grid: tuple[int, ...] | None) -> tuple[list[np.nda
         numbers.append(grid_cells(one.shape, one.axes, grid) + total)
         total = int(numbers[-1].max()) + 1
     return numbers, total
+
+
+def check_segments(segments: Any) -> np.ndarray | None:
+    """Returns the numbers of segments as an array, or raises."""
+    if segments is None:
+        return None
+    known = is_array(segments) and not isinstance(segments, Tracer)
+    require(
+        known and jnp.issubdtype(segments.dtype, jnp.integer),
+        "segments must be an array of integers, known when building, since their number is; got "
+        f"{segments!r:.80}.",
+        TypeError,
+    )
+    return np.asarray(segments)
+
+
+def players_of(
+    maps: list[Map], grid: tuple[int, ...] | None, segments: np.ndarray | None
+) -> tuple[list[np.ndarray], int]:
+    """Returns the number of each position's player, a segment or else a cell, and of all."""
+    if segments is None:
+        return cells_of(maps, grid)
+    require(
+        len(maps) == 1,
+        f"segments are of an x of one floating-point array; got {len(maps)}. Explain one at a "
+        "time, by a score of it alone.",
+    )
+    shape, axes = maps[0].shape, maps[0].axes
+    if segments.ndim == len(axes):
+        others = [axis for axis in range(len(shape)) if axis not in axes]
+        segments = np.expand_dims(segments, others)
+    require(
+        segments.shape == shape,
+        f"segments are shaped like the map of x, {shape}, or lack its other axes; got "
+        f"{segments.shape}.",
+    )
+    labels, numbers = np.unique(segments, return_inverse=True)
+    return [numbers.reshape(shape).astype(np.int32)], labels.size
 
 
 def _map_of(path, leaf, axes, place):

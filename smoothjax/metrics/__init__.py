@@ -2,7 +2,9 @@
 
 from smoothjax.metrics.axiom import completeness_error as completeness_error
 from smoothjax.metrics.complexity import entropy as entropy
+from smoothjax.metrics.complexity import expected_frequency as expected_frequency
 from smoothjax.metrics.complexity import gini as gini
+from smoothjax.metrics.complexity import histogram_entropy as histogram_entropy
 from smoothjax.metrics.correlation import faithfulness_correlation as faithfulness_correlation
 from smoothjax.metrics.correlation import mu_fidelity as mu_fidelity
 from smoothjax.metrics.curves import Curve as Curve
@@ -12,6 +14,11 @@ from smoothjax.metrics.curves import deletion_curve as deletion_curve
 from smoothjax.metrics.curves import insertion as insertion
 from smoothjax.metrics.curves import insertion_curve as insertion_curve
 from smoothjax.metrics.curves import insertion_minus_deletion as insertion_minus_deletion
+from smoothjax.metrics.curves import monotonicity as monotonicity
+from smoothjax.metrics.curves import road as road
+from smoothjax.metrics.curves import srg as srg
+from smoothjax.metrics.effects import monotonicity_correlation as monotonicity_correlation
+from smoothjax.metrics.effects import non_sensitivity as non_sensitivity
 from smoothjax.metrics.infidelity import gaussian_perturbation as gaussian_perturbation
 from smoothjax.metrics.infidelity import infidelity as infidelity
 from smoothjax.metrics.information import information_curve as information_curve
@@ -27,12 +34,15 @@ from smoothjax.metrics.localization import relevance_mass_accuracy as relevance_
 from smoothjax.metrics.localization import relevance_rank_accuracy as relevance_rank_accuracy
 from smoothjax.metrics.localization import roc_auc as roc_auc
 from smoothjax.metrics.randomization import consistency as consistency
+from smoothjax.metrics.randomization import emprt as emprt
 from smoothjax.metrics.randomization import invariance as invariance
 from smoothjax.metrics.randomization import parameter_randomization as parameter_randomization
 from smoothjax.metrics.randomization import random_logit as random_logit
 from smoothjax.metrics.robustness import average_sensitivity as average_sensitivity
 from smoothjax.metrics.robustness import local_lipschitz as local_lipschitz
 from smoothjax.metrics.robustness import max_sensitivity as max_sensitivity
+from smoothjax.metrics.robustness import relative_input_stability as relative_input_stability
+from smoothjax.metrics.robustness import relative_output_stability as relative_output_stability
 from smoothjax.metrics.similarity import cosine as cosine
 from smoothjax.metrics.similarity import pearson as pearson
 from smoothjax.metrics.similarity import spearman as spearman

@@ -127,7 +127,9 @@ def faithfulness_correlation(
     Cost: `num_samples` evaluations of the score, the memory of `chunk_size` of them; and in each
     chunk, one after the other, `subset_size` small steps to draw its subsets.
 
-    Source: Bhatt et al. 2020, arXiv 2005.00631.
+    Source: Bhatt et al. 2020, arXiv 2005.00631. It is sensitivity-n of Ancona et al. 2018, arXiv
+    1711.06104, with n = `subset_size`: they take 100 subsets of each of many n up to 80 % of the
+    features, and average over images.
 
     >>> score = lambda params, x: jnp.sum(params * x)
     >>> params, x = jnp.arange(10.0), jnp.ones(10)

@@ -19,11 +19,11 @@ import numpy as np
 from jax.core import Tracer
 
 from smoothjax import reductions
-from smoothjax._checks import require
+from smoothjax._checks import check_function, check_number, require
 from smoothjax._loop import monte_carlo
 from smoothjax._perturb import additive, check_not_negative, perturbation
 from smoothjax._statistics import norm
-from smoothjax._transform import at_argument, transform
+from smoothjax._transform import argument, at_argument, keyed, stochastic, transform
 from smoothjax._trees import check_has_inexact, fit, is_array, is_float0, wide_dtype
 from smoothjax._typing import Explainer, Metric
 from smoothjax.reductions import Reduction
@@ -194,6 +194,147 @@ def average_sensitivity(
     )
 
 
+@transform(takes_key=True)
+def relative_input_stability(
+    explain: Explainer,
+    *,
+    radius: Any,
+    num_samples: int = 10,
+    epsilon: float = 1e-6,
+    argnum: int = 1,
+    chunk_size: int = 1,
+) -> Metric:
+    """Returns a metric: the greatest relative change of an explanation over that of its input.
+
+    `max_i ||(explain(x_i) - explain(x)) / explain(x)|| / ||(x_i - x) / x||`, with x_i drawn
+    uniformly from the box around x. Quotients are of entries, norms Euclidean over all of them.
+
+    Entries near 0 decide it, and a map of some zeros is at about `1 / epsilon`: of such maps,
+    `max_sensitivity` says more.
+
+    Args:
+      explain: as in `local_lipschitz`.
+      radius: as in `local_lipschitz`. The paper leaves out x_i that the network puts into another
+        class than x; here the radius has to be small enough for that.
+      num_samples: the number of draws.
+      epsilon: entries smaller than this share of the largest magnitude, of the explanation and of
+        x, have that much in the denominator.
+      argnum: the argument that is perturbed, as in `local_lipschitz`.
+      chunk_size: how many draws are evaluated at once, as in `local_lipschitz`.
+
+    Returns:
+      A stochastic function `metric(key, params, x, *rest)` that returns a scalar without unit, 0 or
+      more; lower is better. Neither the scale of the explanation nor that of x counts. Where the
+      explanation is zero everywhere at x, 0 if it stays so, and infinite if not. NaN for a radius
+      of 0, as `local_lipschitz`.
+
+    Raises:
+      TypeError, ValueError: as `local_lipschitz` does.
+
+    Cost: `num_samples + 1` evaluations of the explainer, the memory of `chunk_size` of them.
+
+    Source: Agarwal et al. 2022, arXiv 2203.06877.
+
+    >>> explain = lambda params, x: params * x**2
+    >>> metric = sj.metrics.relative_input_stability(explain, radius=1e-3)
+    >>> print(jax.jit(metric)(jax.random.key(0), 3.0, jnp.array([2.0])).round(2))
+    2.0
+    """
+    epsilon = check_number(epsilon, "epsilon", above=0)
+
+    def stability(explained, moved, step):
+        (map_, x), (moved_map, moved_x) = explained, moved
+        change = _norm(_relative_difference(moved_map, map_, epsilon))
+        length = _norm(_relative_difference(moved_x, x, epsilon)).astype(change.dtype)
+        # A step that was rounded away says nothing.
+        return change / jnp.where(length == 0, 1, length)
+
+    return _over_box(
+        _beside(explain, lambda key, *args, **kwargs: argument(args, argnum)),
+        stability,
+        _MAXIMUM,
+        radius=radius,
+        num_samples=num_samples,
+        argnum=argnum,
+        chunk_size=chunk_size,
+    )
+
+
+@transform(takes_key=True)
+def relative_output_stability(
+    explain: Explainer,
+    output: Explainer,
+    *,
+    radius: Any,
+    num_samples: int = 10,
+    epsilon: float = 1e-6,
+    argnum: int = 1,
+    chunk_size: int = 1,
+) -> Metric:
+    """Returns a metric: the greatest relative change of an explanation over that of the output.
+
+    `max_i ||(explain(x_i) - explain(x)) / explain(x)|| / max(||output(x_i) - output(x)||,
+    epsilon)`, as `relative_input_stability`: an explanation may change as much as what it explains.
+
+    Args:
+      explain: as in `local_lipschitz`.
+      output: a function `output(params, x, *rest)` of the same arguments that returns what the
+        network does, an array or a pytree of them; of a classifier, all its logits.
+      radius: as in `relative_input_stability`.
+      num_samples: the number of draws.
+      epsilon: as in `relative_input_stability`, for the explanation; and the least change of the
+        output that is divided by, in its units.
+      argnum: the argument that is perturbed, as in `local_lipschitz`.
+      chunk_size: how many draws are evaluated at once, as in `local_lipschitz`.
+
+    Returns:
+      A stochastic function `metric(key, params, x, *rest)` that returns a scalar, 0 or more, in one
+      over the units of the output; lower is better. The scale of the explanation does not count.
+      Zeros and a radius of 0 are as in `relative_input_stability`.
+
+    Raises:
+      TypeError, ValueError: as `local_lipschitz` does.
+
+    Cost: `num_samples + 1` evaluations of the explainer and of the output, the memory of
+    `chunk_size` of them.
+
+    Source: Agarwal et al. 2022, arXiv 2203.06877.
+
+    >>> output = lambda params, x: params * x
+    >>> metric = sj.metrics.relative_output_stability(lambda p, x: x**2, output, radius=1e-3)
+    >>> print(jax.jit(metric)(jax.random.key(0), 4.0, jnp.array([2.0])).round(2))  # 2 / x / 4
+    0.25
+    """
+    check_function(output, "output")
+    epsilon = check_number(epsilon, "epsilon", above=0)
+
+    def stability(explained, moved, step):
+        (map_, out), (moved_map, moved_out) = explained, moved
+        change = _norm(_relative_difference(moved_map, map_, epsilon))
+        length = _norm(_difference(moved_out, out)).astype(change.dtype)
+        return change / jnp.maximum(length, epsilon)
+
+    return _over_box(
+        _beside(explain, keyed(output)),
+        stability,
+        _MAXIMUM,
+        radius=radius,
+        num_samples=num_samples,
+        argnum=argnum,
+        chunk_size=chunk_size,
+    )
+
+
+def _beside(explain, other):
+    """The explainer of what `explain` returns, and of what `other(key, *args)` does."""
+    explain = keyed(explain)
+
+    def both(key, *args, **kwargs):
+        return explain(key, *args, **kwargs), other(key, *args, **kwargs)
+
+    return stochastic(both)
+
+
 def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_size):
     """The metric that reduces `change(explain(x), explain(x_i), x_i - x)` over draws x_i."""
     at = at_argument(explain, argnum)
@@ -250,6 +391,18 @@ def _relative_change(explained, moved, step):
 def _difference(moved, explained):
     leaves = zip(_wide_leaves(moved), _wide_leaves(explained), strict=True)
     return [after - before for after, before in leaves]
+
+
+def _relative_difference(moved, explained, epsilon):
+    befores = _wide_leaves(explained)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(before), initial=0) for before in befores]))
+
+    def of_leaf(change, before):
+        size = jnp.maximum(jnp.abs(before), epsilon * most.astype(change.real.dtype))
+        # Nothing has not changed if it is still nothing.
+        return change / jnp.where(change == 0, 1, size).astype(change.dtype)
+
+    return list(map(of_leaf, _difference(moved, explained), befores))
 
 
 def _wide_leaves(tree):

@@ -9,7 +9,7 @@ import pytest
 from rows import slow_but
 
 import smoothjax as sj
-from smoothjax.attribution import hsic, occlusion, rise, sobol
+from smoothjax.attribution import hsic, kernel_shap, lime, occlusion, rise, sobol
 from smoothjax.attribution._masks import Map, _mix, cells_of
 from smoothjax.spectral import lowpass
 
@@ -32,16 +32,20 @@ METHODS = {
     "rise": functools.partial(rise, num_samples=20, grid=(3, 4)),
     "sobol": functools.partial(sobol, num_designs=5, grid=(2, 3)),
     "hsic": functools.partial(hsic, num_samples=20, grid=(2, 3)),
+    "lime": functools.partial(lime, num_samples=20, grid=(2, 3)),
+    "kernel_shap": functools.partial(kernel_shap, num_samples=20, grid=(2, 3)),
 }
 TABULAR = {
     "occlusion": functools.partial(occlusion, patch=1, stride=1, axes=(0,)),
     "rise": functools.partial(rise, num_samples=20, grid=None, axes=(0,)),
     "sobol": functools.partial(sobol, num_designs=10, grid=None, axes=(0,)),
     "hsic": functools.partial(hsic, num_samples=20, grid=None, axes=(0,)),
+    "lime": functools.partial(lime, num_samples=20, grid=None, axes=(0,)),
+    "kernel_shap": functools.partial(kernel_shap, num_samples=20, grid=None, axes=(0,)),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 each_tabular = pytest.mark.parametrize("method", TABULAR.values(), ids=TABULAR)
-each_random = pytest.mark.parametrize("name", ["rise", "sobol", "hsic"])
+each_random = pytest.mark.parametrize("name", ["rise", "sobol", "hsic", "lime", "kernel_shap"])
 
 
 def call(explain, key, *args):
@@ -54,7 +58,7 @@ def run(explain, key, *args):
 
 def test_only_random_methods_take_a_key():
     stochastic = {name: sj.is_stochastic(method(linear)) for name, method in METHODS.items()}
-    assert stochastic == {"occlusion": False, "rise": True, "sobol": True, "hsic": True}
+    assert stochastic == {name: name != "occlusion" for name in METHODS}
     assert sj.is_stochastic(occlusion(sj.noisegrad(linear)))
     assert [method(linear).__name__ for method in METHODS.values()] == [
         f"{name}(linear)" for name in METHODS
@@ -131,7 +135,7 @@ def test_scores_need_no_gradient(method, key):
     assert got[1] > max(0, got[2])
 
 
-@pytest.mark.parametrize("name", ["occlusion", "sobol", "hsic"])
+@pytest.mark.parametrize("name", ["occlusion", "sobol", "hsic", "lime", "kernel_shap"])
 def test_one_key_makes_one_function_of_a_stochastic_score(name, key):
     """What the key adds to all scores changes no difference between them."""
 
@@ -316,9 +320,11 @@ def test_traces_do_not_grow_with_the_masks(method, key):
         "rise": {"num_samples": 203},
         "sobol": {"num_designs": 41},
         "hsic": {"num_samples": 203},
+        "lime": {"num_samples": 203},
+        "kernel_shap": {"num_samples": 62},
     }[method.func.__name__]
-    # Three in the loop, and of occlusion the whole input before it, once for its shape.
-    most = 5 if method is METHODS["occlusion"] else 3
+    # Three in the loop, and before it the whole input: of occlusion also once for its shape.
+    most = {"occlusion": 5, "lime": 4, "kernel_shap": 4}.get(method.func.__name__, 3)
     assert traces(**more) <= most
     assert traces() <= most
 
@@ -342,6 +348,8 @@ def test_memory_is_bounded_by_the_chunk(key):
         (sobol, {"num_designs": 4}, {"num_designs": 40}, 36 * (66 * (4 + 1) + 128 * 4)),
         # 64 cells of a mask, and up to four numbers for each pair of masks.
         (hsic, {"num_samples": 20}, {"num_samples": 60}, 40 * 64 + 16 * (60**2 - 20**2)),
+        (lime, {"num_samples": 100}, {"num_samples": 10_000}, 9900 + 100),
+        (kernel_shap, {"num_samples": 200}, {"num_samples": 4000}, 3800 + 100),
     ]:
         base = memory(method, 4, few)
         assert memory(method, 4, many) <= base + allowed

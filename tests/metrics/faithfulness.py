@@ -17,7 +17,12 @@ from smoothjax.metrics import (
     information_curve,
     insertion,
     insertion_minus_deletion,
+    monotonicity,
+    monotonicity_correlation,
     mu_fidelity,
+    non_sensitivity,
+    road,
+    srg,
 )
 
 RNG = np.random.default_rng(0)
@@ -52,11 +57,23 @@ METRICS = {
     ),
     "infidelity": functools.partial(infidelity, num_samples=6),
     "information_curve": functools.partial(information_curve, num_steps=6),
+    "srg": functools.partial(srg, num_steps=6),
+    "road": functools.partial(road, num_steps=6),
+    "monotonicity": functools.partial(monotonicity, num_steps=6),
+    "monotonicity_correlation": functools.partial(monotonicity_correlation, num_samples=6, grid=3),
+    "non_sensitivity": functools.partial(non_sensitivity, num_samples=6, grid=3),
 }
-RANDOM = ("mu_fidelity", "faithfulness_correlation", "infidelity")
+RANDOM = (
+    "mu_fidelity",
+    "faithfulness_correlation",
+    "infidelity",
+    "road",
+    "monotonicity_correlation",
+    "non_sensitivity",
+)
 # One for each way to compute; the others differ in what they hand it.
 each_metric = pytest.mark.parametrize(
-    "name", ["insertion_minus_deletion", "mu_fidelity", "infidelity", "information_curve"]
+    "name", ["insertion_minus_deletion", "mu_fidelity", "infidelity", "information_curve", "road"]
 )
 
 

@@ -32,6 +32,8 @@ from smoothjax.metrics import (
     insertion,
     insertion_curve,
     insertion_minus_deletion,
+    monotonicity,
+    srg,
 )
 from smoothjax.metrics._ranking import order
 
@@ -276,6 +278,66 @@ def test_best_cutoff_takes_the_difference():
     found = jax.jit(search)(contributions, xs)
     assert found.best == 2
     assert np.all(found.scores[:, 0] > found.scores[:, 1] + 0.1)
+
+
+# Both orders of deletion
+
+
+def test_the_gain_of_a_linear_score_by_hand():
+    """Least first, 10 9 7 4 0 are left of 1 2 3 4; most first, 10 6 3 1 0."""
+    w, x = np.float32([3, 1, 4, 2]), np.ones(4, np.float32)
+    least_first = (5 + 9 + 7 + 4 + 0) / 4
+    most_first = (5 + 6 + 3 + 1 + 0) / 4
+    for num_steps in (4, 8):
+        metric = srg(linear, num_steps=num_steps, axes=(0,))
+        np.testing.assert_allclose(metric(w, x, w), least_first - most_first, rtol=1e-6)
+        np.testing.assert_allclose(metric(w, x, -w), most_first - least_first, rtol=1e-6)
+    # Replaced by 2, the score rises.
+    metric = srg(linear, num_steps=4, baseline=2.0, axes=(0,))
+    np.testing.assert_allclose(metric(w, x, w), most_first - least_first, rtol=1e-6)
+
+
+def test_the_gain_is_the_area_between_the_deletion_curves_of_both_orders():
+    settings = {"num_steps": 7, "baseline": BASELINE}
+    opposite = -ATTRIBUTION  # no two features are of one value
+
+    @jax.jit
+    def both(*args):
+        least_first = deletion(smooth, **settings)(W, X, opposite)
+        return srg(smooth, **settings)(*args), least_first - deletion(smooth, **settings)(*args)
+
+    got, want = both(W, X, ATTRIBUTION)
+    assert abs(want) > 0.01
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_a_constant_score_or_baseline_gains_nothing():
+    assert srg(lambda w, x: jnp.float32(3.0))(W, X, ATTRIBUTION) == 0
+    np.testing.assert_allclose(srg(smooth, baseline=X)(W, X, ATTRIBUTION), 0, atol=1e-6)
+
+
+# Monotonicity
+
+
+def test_monotonicity_by_hand():
+    """Restored in the order 1, 4, 0, 2, 3, the score goes 0, 2, 1, 1, 4, 3: up, down, level."""
+    w = np.float32([0, 2, 3, -1, -1])
+    x = np.ones(5, np.float32)
+    attribution = np.float32([3, 1, 4, 5, 2])
+
+    def value(score=linear, importance=attribution, **settings):
+        metric = monotonicity(score, axes=(0,), **{"num_steps": 5, **settings})
+        return metric(w, x, importance)
+
+    np.testing.assert_allclose(value(), 3 / 5)
+    np.testing.assert_allclose(value(num_steps=20), 3 / 5)  # the others restore nothing
+    np.testing.assert_allclose(value(lambda w, x: -linear(w, x)), 3 / 5)  # down, up, level
+    np.testing.assert_allclose(value(importance=w + np.float32(1e-3) * attribution), 3 / 5)
+    np.testing.assert_allclose(value(lambda w, x: linear(abs(w), x)), 1)
+    np.testing.assert_allclose(value(lambda w, x: -linear(w * w, x)), 1 / 5)
+    np.testing.assert_allclose(value(baseline=2.0), 3 / 5)
+    assert np.isnan(value(lambda w, x: linear(w, x) * np.nan))
+    assert value(lambda w, x: 0.0) == 1
 
 
 # Areas

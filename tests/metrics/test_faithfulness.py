@@ -34,7 +34,10 @@ from smoothjax.metrics import (
     information_curve,
     insertion,
     insertion_curve,
+    monotonicity_correlation,
     mu_fidelity,
+    non_sensitivity,
+    road,
 )
 
 
@@ -147,7 +150,8 @@ def test_a_stochastic_score_gets_one_key_for_all_queries(name):
     elif name == "mu_fidelity":  # on which a scale has no influence, but its draws would
         np.testing.assert_allclose(got, plain, atol=1e-5)
     else:
-        scale = 1 + jax.random.uniform(KEY, dtype=jnp.float32)
+        score_key = jax.random.split(KEY)[1] if name == "road" else KEY
+        scale = 1 + jax.random.uniform(score_key, dtype=jnp.float32)
         np.testing.assert_allclose(got, scale * plain, rtol=1e-4)
         assert other != got
 
@@ -211,6 +215,11 @@ def program(name, *args, **settings):
         ("faithfulness_correlation", 6),
         ("infidelity", 7),
         ("information_curve", 7),
+        ("srg", 14),
+        ("road", 14),
+        ("monotonicity", 7),
+        ("monotonicity_correlation", 9 * 6 + 1),
+        ("non_sensitivity", 9 * 6 + 1),
     ],
 )
 @pytest.mark.parametrize("chunk_size", [1, 4])
@@ -226,7 +235,7 @@ def test_how_often_the_score_is_evaluated(name, expected, chunk_size):
 
 @each_metric
 def test_the_program_does_not_grow_with_the_number_of_queries(name):
-    size = "num_samples" if name in RANDOM else "num_steps"
+    size = "num_samples" if name in RANDOM and name != "road" else "num_steps"
     few, many = (len(list(equations(program(name, **{size: num})))) for num in (6, 60))
     assert few == many
 
@@ -255,6 +264,19 @@ def test_the_program_does_not_grow_with_the_number_of_queries(name):
         (lambda: mu_fidelity(smooth, num_samples=1), ValueError, "must be at least 2; got 1"),
         (lambda: mu_fidelity(smooth, similarity=2), TypeError, "must be a function"),
         (lambda: faithfulness_correlation(smooth, subset_size=0), ValueError, "at least 1; got 0"),
+        (lambda: road(smooth, noise=-1), ValueError, "noise must be at least 0"),
+        (
+            lambda: monotonicity_correlation(smooth, replacement=0.1),
+            TypeError,
+            "replacement must be a function",
+        ),
+        (lambda: non_sensitivity(smooth, num_samples=0), ValueError, "must be at least 1; got 0"),
+        (lambda: non_sensitivity(smooth, tolerance=-1), ValueError, "must be at least 0 and below"),
+        (
+            lambda: non_sensitivity(smooth, grid=2, replacement=lambda key, x: x[:3])(KEY, W, X, X),
+            ValueError,
+            r"replacement of shape \(3, 5, 2\) does not broadcast",
+        ),
         (lambda: infidelity(smooth, perturbation=0.1), TypeError, "must be a function"),
         (lambda: infidelity(smooth, num_samples=0), ValueError, "at least 1"),
         (lambda: gaussian_perturbation(-1.0), ValueError, "must not be negative"),

@@ -15,6 +15,8 @@ import smoothjax as sj
 from smoothjax import reductions
 from smoothjax.metrics import (
     consistency,
+    emprt,
+    entropy,
     invariance,
     layers_at_depth,
     parameter_randomization,
@@ -387,6 +389,74 @@ def test_layers_select_from_other_params_of_the_same_names():
     assert layers["b"]({"a": 0.0, "b": {"w": 0.0}}) == {"a": False, "b": {"w": True}}
 
 
+# The rise of complexity.
+
+
+def histogram_entropy_of(a):
+    return stats.entropy(np.histogram(a, 100)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "oracle"),
+    [
+        ({}, histogram_entropy_of),
+        ({"complexity": entropy}, lambda a: stats.entropy(np.abs(a))),
+        ({"complexity": jnp.max}, np.max),
+    ],
+)
+def test_emprt_is_the_relative_rise_of_complexity(settings, oracle):
+    metric = jax.jit(emprt(sj.saliency(product), reinitialize=to_fresh, **settings))
+    before, after = oracle(map_of("")), oracle(map_of("abc"))
+    np.testing.assert_allclose(metric(KEY, PARAMS, X), (after - before) / before, atol=1e-4)
+
+
+def test_emprt_randomises_what_is_selected():
+    settings = {"reinitialize": to_fresh, "complexity": jnp.max}
+    got = jax.jit(emprt(sj.saliency(product), where=leaf("b"), **settings))(KEY, PARAMS, X)
+    want = map_of("b").max() / map_of("").max() - 1
+    assert abs(want - (map_of("abc").max() / map_of("").max() - 1)) > 0.1
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_emprt_of_what_does_not_look_at_the_model_and_of_nothing():
+    assert jax.jit(emprt(edges))(KEY, PARAMS, X) == 0
+
+    def constant_for(value):
+        return lambda params, x: jnp.where(params["c"][0] == value, 0 * x, x)
+
+    metric = emprt(constant_for(PARAMS["c"][0]), reinitialize=to_fresh)
+    assert jax.jit(metric)(KEY, PARAMS, X) == np.inf
+    metric = emprt(constant_for(FRESH["c"][0]), reinitialize=to_fresh)
+    np.testing.assert_allclose(jax.jit(metric)(KEY, PARAMS, X), -1)
+    assert jax.jit(emprt(lambda params, x: 0 * x))(KEY, PARAMS, X) == 0
+
+
+def test_emprt_redraws_by_the_key_and_gives_both_maps_one():
+    metric = jax.jit(emprt(lambda params, x: params["a"], complexity=lambda a: jnp.sum(a**2)))
+    assert metric(KEY, PARAMS, X) != metric(jax.random.key(1), PARAMS, X)
+    noisy = emprt(sj.stochastic(with_noise), complexity=lambda maps: 1 + jnp.sum(maps[1] ** 2))
+    assert sj.is_stochastic(noisy)
+    assert jax.jit(noisy)(KEY, PARAMS, X) == 0
+    assert noisy.__name__ == "emprt(with_noise)"
+    assert list(inspect.signature(noisy).parameters) == ["key", "params", "x"]
+
+
+def test_the_smooth_test_is_that_of_smoothgrad():
+    """Of independent noise on maps, the rank correlation of the means is nearer to the truth."""
+    layers = {"c": leaf("c")}
+
+    def noisy(params, x):
+        return sj.saliency(product)(params, x) + 5 * jnp.sin(1e3 * x)
+
+    def similar(explain):
+        metric = parameter_randomization(explain, layers, reinitialize=to_fresh, similarity=cosine)
+        return jax.jit(metric)(KEY, PARAMS, X)
+
+    want = cosine_of(map_of(""), map_of("c"))
+    smooth = similar(sj.smoothgrad(noisy, 0.1, num_samples=500))
+    assert abs(smooth - want) < 0.2 < abs(similar(noisy) - want)
+
+
 # One class against another.
 
 CLASSES = random((4, 7), 30)
@@ -600,6 +670,8 @@ randomization_of_edges = functools.partial(parameter_randomization, edges)
         (lambda: random_logit(edges, 1), ValueError, "num_classes must be at least 2"),
         (lambda: random_logit(edges, 2.5), TypeError, "num_classes"),
         (lambda: random_logit(edges, 2, similarity=1), TypeError, "similarity"),
+        (lambda: emprt(3), TypeError, "takes a function"),
+        (lambda: emprt(edges, complexity=1), TypeError, "complexity must be a function"),
         (lambda: consistency(3, None), TypeError, "takes a function"),
         (lambda: consistency(edges, None, similarity=1), TypeError, "similarity"),
         (lambda: invariance(3, None, 1.0), TypeError, "takes a function"),

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 import smoothjax as sj
-from smoothjax.metrics.robustness import average_sensitivity, local_lipschitz, max_sensitivity
+from smoothjax.metrics.robustness import (
+    average_sensitivity,
+    local_lipschitz,
+    max_sensitivity,
+    relative_input_stability,
+    relative_output_stability,
+)
 from smoothjax.reductions import mean_and_stderr
 
 METRICS = {
@@ -464,3 +470,139 @@ def test_steps_that_the_dtype_of_x_cannot_hold_make_no_test(metric):
     x = jnp.full(4, 200, jnp.bfloat16)  # whose neighbours are 199 and 201
     assert np.isnan(metric(identity, radius=0.1, num_samples=2)(jax.random.key(0), None, x))
     assert metric(identity, radius=3.0, num_samples=2)(jax.random.key(0), None, x) > 0
+
+
+# Noise for a map: each point has its own, and channels are pooled.
+
+
+def noise_of(x):
+    key = jax.random.fold_in(jax.random.key(1), jax.lax.bitcast_convert_type(x[0], jnp.uint32))
+    return jax.random.normal(key, (100, 100, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "want"),
+    [
+        (lambda maps: jnp.sum(maps, -1), np.sqrt(2)),
+        (lambda maps: jnp.sum(maps**2, -1), np.sqrt(12 / 15)),
+        (lambda maps: jnp.linalg.norm(maps, axis=-1), np.sqrt(2 * (3 - 8 / np.pi) / 3)),
+    ],
+    ids=["sum", "square", "norm"],
+)
+def test_the_sensitivity_of_maps_that_are_noise_is_that_of_their_pooling(how, want, key):
+    """`sqrt(2 variance / mean square)` of a pixel, to one part in a hundred of 10,000."""
+    metric = average_sensitivity(lambda params, x: how(noise_of(x)), radius=0.1, num_samples=4)
+    np.testing.assert_allclose(jax.jit(metric)(key, None, X[0, 0]), want, rtol=0.03)
+
+
+# Relative stability
+
+
+def outputs(params, x):
+    return {"logits": jnp.tanh(params * x), "more": jnp.sum(x**2)}
+
+
+def test_relative_stabilities_are_what_a_loop_finds_over_the_same_points(key):
+    def explain(params, x):
+        return jnp.sin(params * x) + 1.5
+
+    def quotients(after, before):
+        return np.linalg.norm((after - before) / before)
+
+    x = X + jnp.sign(X)
+    settings = {"num_samples": 5, "radius": 0.1}
+    ris, points = recorded_run(relative_input_stability, explain, key, 3.0, x, **settings)
+    ros_of = functools.partial(relative_output_stability, output=outputs)
+    ros, same_points = recorded_run(ros_of, explain, key, 3.0, x, **settings)
+    np.testing.assert_array_equal(points, same_points)
+    x = np.asarray(x, float)
+    changes = [quotients(np.sin(3 * p) + 1.5, np.sin(3 * x) + 1.5) for p in points]
+    lengths = [quotients(p, x) for p in points]
+    np.testing.assert_allclose(ris, np.max(np.divide(changes, lengths)), rtol=1e-3)
+    moves = [
+        np.hypot(np.linalg.norm(np.tanh(3 * p) - np.tanh(3 * x)), np.sum(p**2) - np.sum(x**2))
+        for p in points
+    ]
+    np.testing.assert_allclose(ros, np.max(np.divide(changes, moves)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("power", [1, 2, -3])
+def test_relative_input_stability_of_a_power_is_its_exponent(power, key):
+    """As small steps go; neither the scale of the map nor that of x counts."""
+    for scale in (1.0, 1e-3):
+        got = run(
+            relative_input_stability,
+            lambda params, x: params * x**power,
+            key,
+            1e-6,
+            scale * jnp.array([2.0]),
+            radius=1e-4 * scale,
+        )
+        np.testing.assert_allclose(got, abs(power), rtol=0.01)
+
+
+def test_relative_output_stability_of_a_multiple(key):
+    """`|step / x| / |3 step|`, and the output's unit is one over that of the metric."""
+    for factor in (3.0, -6.0):
+        metric = relative_output_stability(
+            lambda params, x: 7 * x, lambda params, x: params * x, radius=0.1
+        )
+        got = jax.jit(metric)(key, factor, jnp.array([2.0]))
+        np.testing.assert_allclose(got, 1 / 2 / abs(factor), rtol=1e-4)
+
+
+def test_an_output_that_stays_counts_as_changed_by_epsilon(key):
+    metric = relative_output_stability(scaled, constantly, radius=0.1, epsilon=0.5)
+    got = jax.jit(metric)(key, 3.0, jnp.array([2.0]))
+    _, points = recorded_run(max_sensitivity, scaled, key, 3.0, jnp.array([2.0]), radius=0.1)
+    np.testing.assert_allclose(got, np.abs(points - 2).max() / 2 / 0.5, rtol=1e-4)
+
+
+def test_zeros_of_a_map_have_epsilon_of_its_largest_entry(key):
+    def zero_at_first(params, x):
+        return jnp.stack([x[0] - 2, 4.0 + 0 * x[0]])
+
+    x = jnp.array([2.0])
+    for epsilon in (0.01, 0.1):
+        metric = relative_input_stability(zero_at_first, radius=0.1, epsilon=epsilon)
+        np.testing.assert_allclose(jax.jit(metric)(key, None, x), 1 / (4 * epsilon) * 2, rtol=1e-4)
+
+
+def test_relative_stability_of_nothing_and_of_what_does_not_change(key):
+    def elsewhere(params, x):
+        return x - X
+
+    both = (
+        relative_input_stability,
+        functools.partial(relative_output_stability, output=outputs),
+    )
+    for metric in both:
+        made = functools.partial(metric, radius=0.1)
+        assert jax.jit(made(constantly))(key, 0.0, X) == 0
+        assert jax.jit(made(constantly))(key, 4.0, X) == 0
+        assert jax.jit(made(elsewhere))(key, 1.0, X) == np.inf
+        assert np.isnan(jax.jit(made(scaled))(key, np.nan, X))
+        assert np.isnan(jax.jit(metric(scaled, radius=sj.relative(0.1)))(key, 1.0, jnp.ones(3)))
+
+
+def test_relative_stability_gives_one_key_to_all_points(key):
+    def noise(key, params, x):
+        return jax.random.normal(key, x.shape, x.dtype)
+
+    explain = sj.stochastic(noise)
+    assert jax.jit(relative_input_stability(explain, radius=0.1))(key, None, X) == 0
+    metric = relative_output_stability(explain, explain, radius=0.1)
+    assert jax.jit(metric)(key, None, X) == 0
+
+
+def test_bad_settings_of_relative_stability():
+    with pytest.raises(ValueError, match="epsilon must be above 0"):
+        relative_input_stability(scaled, radius=0.1, epsilon=0)
+    with pytest.raises(TypeError, match="output must be a function"):
+        relative_output_stability(scaled, 3, radius=0.1)
+    with pytest.raises(ValueError, match="radius must be above 0"):
+        relative_output_stability(scaled, scaled, radius=0)
+    metric = relative_input_stability(scaled, radius=0.1)
+    assert sj.is_stochastic(metric)
+    assert metric.__name__ == "relative_input_stability(scaled)"
+    assert str(inspect.signature(metric)) == "(key, /, params, x)"
