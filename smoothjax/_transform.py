@@ -8,6 +8,7 @@ and signature, and its errors a note of where they came from.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import check_integer, require
+from smoothjax._shown import Shown, call_text
 from smoothjax._typing import Explainer, PyTree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,14 +120,19 @@ class noting:
 
 
 def noted(fun: F) -> F:
-    """Returns `fun` with a note on what it raises, and on what a function that it returns does."""
+    """Returns `fun` with a note on what it raises, and on what a function that it returns does.
+
+    What it makes has the call that made it as its repr, a function or a tuple with a field `shown`.
+    """
     name = fun.__name__
 
     @functools.wraps(fun)
     def call(*args, **kwargs):
         with noting(name):
             made = fun(*args, **kwargs)
-        if not inspect.isfunction(made):
+        if isinstance(getattr(made, "shown", None), str):
+            return made._replace(shown=call_text(name, args, kwargs))
+        if not isinstance(made, (types.FunctionType, Shown)):
             return made
 
         @functools.wraps(made)
@@ -133,7 +140,7 @@ def noted(fun: F) -> F:
             with noting(name):
                 return made(*args, **kwargs)
 
-        return call_made
+        return Shown(call_made, call_text(name, args, kwargs))
 
     return call  # pyright: ignore[reportReturnType]
 

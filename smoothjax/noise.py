@@ -18,6 +18,7 @@ from jax.scipy.special import erfinv
 from smoothjax._box_muller import box_muller as box_muller
 from smoothjax._checks import check_function, check_leading_axis, check_ordered, require
 from smoothjax._perturb import by_range, check_not_negative
+from smoothjax._shown import shown
 from smoothjax._transform import noted
 from smoothjax._trees import (
     fit,
@@ -32,6 +33,7 @@ from smoothjax._trees import (
 from smoothjax._typing import Rule
 
 
+@shown
 @noted
 def span(values: jax.Array, axis: Any = None) -> jax.Array:
     """Returns max - min of the finite values: missing values (NaN) and infinite ones do not count.

@@ -1,7 +1,6 @@
 """Every public function is named by the errors of a bad call, when built and when called."""
 
 import inspect
-import types
 
 import jax.numpy as jnp
 import pytest
@@ -38,7 +37,7 @@ def public_functions():
     found = {}
     for room in ROOMS.values():
         for name, value in vars(room).items():
-            is_public = isinstance(value, types.FunctionType) and not name.startswith("_")
+            is_public = inspect.isroutine(value) and not name.startswith("_")
             if is_public and (room not in MODULES or value.__module__ == room.__name__):
                 found[name] = value
     return found

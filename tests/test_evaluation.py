@@ -16,10 +16,10 @@ import pytest
 from scipy import stats
 
 import smoothjax as sj
+from smoothjax._shown import plus_minus
 from smoothjax.evaluation import Evaluation
 from smoothjax.evaluation._batches import Batch
 from smoothjax.evaluation.record import Record, header_of
-from smoothjax.evaluation.result import _plus_minus
 from smoothjax.reductions import Estimate
 
 KEY = jax.random.key(5)
@@ -885,7 +885,7 @@ def test_the_table():
     ],
 )
 def test_an_error_is_shown_to_two_digits_and_its_mean_to_the_same_place(mean, stderr, shown):
-    assert _plus_minus(Estimate(mean, stderr, 3)) == shown
+    assert plus_minus(Estimate(mean, stderr, 3)) == shown
 
 
 @pytest.mark.parametrize("num", [2, 5, 40, 5000])
