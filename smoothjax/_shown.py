@@ -1,4 +1,4 @@
-"""What is printed: functions that say how they were made, and numbers with their errors."""
+"""What a session shows: how a function was made, a number with its error, the names of a module."""
 
 import functools
 import inspect
@@ -68,3 +68,24 @@ def plus_minus(estimate: Any) -> str:
         digits = decimals + math.floor(math.log10(abs(mean) or stderr))
         return f"{mean:.{min(max(0, digits), 16)}e} ± {stderr:.1e}"
     return f"{mean:.{max(0, decimals)}f} ± {stderr:.{max(0, decimals)}f}"
+
+
+def listed(namespace: dict[str, Any], *others: str) -> Callable[[], list[str]]:
+    """Returns the `__dir__` of a module: the functions and classes that it, or its parts, define.
+
+    Args:
+      namespace: the module's `globals()`.
+      *others: the names of what else is public: modules, constants, what comes from elsewhere.
+    """
+    home = namespace["__name__"]
+
+    def is_public(name):
+        value = namespace[name]
+        own = inspect.isroutine(value) or inspect.isclass(value)
+        return not name.startswith("_") and own and f"{value.__module__}.".startswith(f"{home}.")
+
+    def names():
+        special = [name for name in namespace if name.startswith("__")]
+        return sorted({*special, *filter(is_public, namespace), *others})
+
+    return names

@@ -404,3 +404,17 @@ _VARIANCE, _MEAN_AND_STDERR = (
         (_moments_to_estimate, "mean_and_stderr()"),
     )
 )
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, beside which this module has what others build on."""
+    return [
+        "Estimate",
+        "Reduction",
+        "mean",
+        "mean_and_stderr",
+        "mean_square",
+        "relative_error",
+        "stack",
+        "variance",
+    ]

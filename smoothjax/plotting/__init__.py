@@ -13,6 +13,7 @@ except ImportError as error:
         f'smoothjax.plotting needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
     ) from error
 
+from smoothjax._shown import listed as _listed
 from smoothjax.plotting.curves import accuracy_drop as accuracy_drop
 from smoothjax.plotting.curves import best_cutoff as best_cutoff
 from smoothjax.plotting.curves import convergence as convergence
@@ -29,3 +30,5 @@ from smoothjax.plotting.sequences import text_html as text_html
 from smoothjax.plotting.tables import bars as bars
 from smoothjax.plotting.tables import beeswarm as beeswarm
 from smoothjax.plotting.tables import estimates as estimates
+
+__dir__ = _listed(globals())
