@@ -76,7 +76,7 @@ def draw_classes(args: argparse.Namespace) -> None:
                     write(file, content)
             except OSError as error:
                 raise UserError(str(error)) from error
-            bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+            bar.write(f"  wrote {', '.join(repr(str(file)) for file in files)}")
 
 
 def ascents(net: "Network") -> dict[str, Any]:

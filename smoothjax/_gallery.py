@@ -171,7 +171,7 @@ def picture(explanation: Explanation, args: argparse.Namespace) -> bytes:
         alpha=ALPHA if args.overlay else None,
         colormap=args.colormap,
     )
-    return png(figure)
+    return png(figure, few_colors=not args.overlay)
 
 
 def raw_maps(explanation: Explanation) -> bytes:
@@ -198,12 +198,17 @@ def title(name: str, method: Method, result: Result) -> str:
     return "\n".join(filter(None, [name, settings_lines, ", ".join(findings)]))
 
 
-def png(figure: Any) -> bytes:
-    """Returns a figure as a PNG file of 256 colours: noisy maps make one of all colours large."""
+def png(figure: Any, few_colors: bool = True) -> bytes:
+    """Returns a figure as a PNG file, of 256 colours: noisy maps make one of all colours large.
+
+    Those of greys mixed with a colormap are more than 256, and too few of them show.
+    """
     from PIL import Image
 
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
+    if not few_colors:
+        return drawn.getvalue()
     with Image.open(drawn) as image:
         # This quantizer keeps the few pixels of the photo apart from the many of the maps.
         palette = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
@@ -443,7 +448,7 @@ def explain_photos(args: argparse.Namespace) -> bool:
                 bar.write(f"smoothjax: error: {error}", file=sys.stderr)
                 all_done = False
                 continue
-            bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+            bar.write(f"  wrote {', '.join(repr(str(file)) for file in files)}")
         if len(done) > 1:
             bar.write(f"all of them are in {str(page)!r}")
     return all_done

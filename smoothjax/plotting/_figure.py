@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import Colormap, to_rgb
 
 SIGNED = "RdBu_r"  # red above 0, blue below, which the colour-blind tell apart
+SIGNED_OVER = "bwr"  # likewise, of light ends, for what lies over a picture
 SIGNED_LINES = "coolwarm"  # likewise, grey at 0, where white would be no line
 MISSING = "limegreen"  # what is NaN, in no colormap here
 # Of Okabe and Ito, whom the colour-blind read: blue, vermilion, green, orange, purple, sky.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from smoothjax._checks import check_leading_axis, require
 from smoothjax.calibrate import SigmaEstimate
@@ -173,6 +174,7 @@ def accuracy_drop(
         )
         ax.legend(fontsize="small")
     ax.set(xscale="log", xlabel="noise level", ylabel="share of the accuracy lost")
+    _plain(ax.xaxis)
     ax.grid(alpha=0.3)
     return ax.figure
 
@@ -218,7 +220,16 @@ def convergence(draws: Any, *, label: str = "", ax: Any = None) -> Figure:
     (line,) = ax.plot(counts, errors, "o-", ms=4, label=label or None)
     ax.plot(counts, errors[-1] * np.sqrt(num / counts), ":", lw=1, color=line.get_color())
     ax.set(xscale="log", yscale="log", xlabel="draws", ylabel="relative error")
+    _plain(ax.xaxis, ax.yaxis)
     if label:
         ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
     return ax.figure
+
+
+def _plain(*axes):
+    """Plain numbers along logarithmic axes, 1, 2 and 5 of each decade."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())

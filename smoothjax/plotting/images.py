@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 
 from smoothjax._axes import check_channels_last
 from smoothjax._checks import require
-from smoothjax.plotting._figure import LUMA, SIGNED, axes_on, colors_of, figure_of, full_scale
+from smoothjax.plotting._figure import (
+    LUMA,
+    SIGNED,
+    SIGNED_OVER,
+    axes_on,
+    colors_of,
+    figure_of,
+    full_scale,
+)
 from smoothjax.reductions import Estimate, relative_error
 
+_BAR = 0.8  # inches for the bar that says what colours are
 _MOVE = "Move its channels: jnp.moveaxis(array, 0, -1)."
 
 
@@ -72,7 +81,7 @@ def overlay(
       alpha: the opacity of what has the full colour, above 0 and at most 1.
       signed: whether to keep the sign, as in `heatmap`; red is then above 0, blue below.
       percentile: what has the full colour, as in `heatmap`.
-      colormap: the name of a matplotlib colormap; "magma" by default, signed "RdBu_r".
+      colormap: the name of a matplotlib colormap; "magma" by default, signed "bwr".
       ax: matplotlib axes to draw on; by default, those of a new figure.
 
     Returns:
@@ -112,7 +121,8 @@ def gallery(
       alpha: if given, maps are drawn over the image, with this opacity, as in `overlay`.
       signed: whether to keep the sign, as in `heatmap`; red is then above 0, blue below.
       percentile: what has the full colour, as in `heatmap`.
-      colormap: the name of a matplotlib colormap; "magma" by default, signed "RdBu_r".
+      colormap: the name of a matplotlib colormap; "magma" by default, signed "RdBu_r", or "bwr"
+        over the image.
       common_scale: whether a colour is the same number in all maps, which a bar then tells; the
         percentile is that of all. Otherwise each map has a scale of its own.
       figure: a matplotlib figure or subfigure to draw into; by default, a new one.
@@ -146,8 +156,13 @@ def gallery(
     num_columns = min((3, 4), key=lambda num: -num_panels % num)  # the fewest empty places
     num_columns = min(num_columns, num_panels)
     num_rows = math.ceil(num_panels / num_columns)
-    figure = figure_of(figure, 2.6 * num_columns + common_scale, 3.1 * num_rows + 0.4)
-    figure.suptitle(heading)
+    side = 2.6 * image.shape[0] / image.shape[1]
+    lines = [1 + title.count("\n") for title in titles]
+    above = [max(lines[row * num_columns :][:num_columns]) for row in range(num_rows)]
+    height = 0.4 * bool(heading) + sum(side + 0.16 * num + 0.15 for num in above)
+    figure = figure_of(figure, 2.6 * num_columns + _BAR * common_scale, height)
+    if heading:
+        figure.suptitle(heading)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for ax in panels[num_panels:]:
         ax.remove()
@@ -160,7 +175,7 @@ def gallery(
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize="small")
     if limit is not None:
-        _add_bar(figure, panels, limit, signed, colormap)
+        _add_bar(figure, panels, limit, signed, colormap, over=alpha)
     return figure
 
 
@@ -183,7 +198,8 @@ def grid(
       alpha: if given, maps are drawn over their images, as in `gallery`.
       signed: whether to keep the sign, as in `gallery`.
       percentile: what has the full colour, as in `heatmap`.
-      colormap: the name of a matplotlib colormap; "magma" by default, signed "RdBu_r".
+      colormap: the name of a matplotlib colormap; "magma" by default, signed "RdBu_r", or "bwr"
+        over the image.
       common_scale: whether a colour is the same number in all maps, as in `gallery`.
       figure: a matplotlib figure or subfigure to draw into; by default, a new one.
 
@@ -214,7 +230,8 @@ def grid(
     every = [attribution for column in columns.values() for attribution in column]
     limit = _common_limit(every, signed, percentile) if common_scale else None
     num_columns = 1 + len(columns)
-    figure = figure_of(figure, 1.6 * num_columns + common_scale, 1.6 * len(images) + 0.3)
+    width = 1.6 * num_columns + _BAR * common_scale
+    figure = figure_of(figure, width, 1.6 * len(images) + 0.3)
     panels = figure.subplots(len(images), num_columns, squeeze=False)
     for row, image in enumerate(map(_in_colors, images)):
         panels[row, 0].imshow(image)
@@ -225,7 +242,7 @@ def grid(
     for ax, title in zip(panels[0], ["input", *columns], strict=True):
         ax.set_title(title, fontsize="small")
     if limit is not None:
-        _add_bar(figure, panels, limit, signed, colormap)
+        _add_bar(figure, panels, limit, signed, colormap, over=alpha)
     return figure
 
 
@@ -271,7 +288,7 @@ def mean_and_stderr(
         "smoothjax.pool(explain, jnp.sum) instead.",
     )
     limit = _common_limit(estimate[:2], signed, percentile)
-    figure = figure_of(figure, 6.6, 3.3)
+    figure = figure_of(figure, 5.2 + _BAR, 3.1)
     panels = figure.subplots(1, 2)
     for ax, attribution in zip(panels, estimate[:2], strict=True):
         _draw(ax, attribution, None, None, signed, percentile, colormap, limit)
@@ -314,7 +331,7 @@ def _draw(ax, attribution, image, alpha, signed, percentile, colormap, limit=Non
     """Draws a map, over the image if there is one."""
     values = _values(attribution, signed)
     heat = _clipped(values, limit or full_scale(np.abs(values), percentile))
-    colors, least = _colors(colormap, signed), -1 if signed else 0
+    colors, least = _colors(colormap, signed, alpha), -1 if signed else 0
     if image is None:
         # Interpolated before it is coloured, a map has no colours beyond those of its colormap.
         ax.imshow(heat, cmap=colors, vmin=least, vmax=1, interpolation_stage="data")
@@ -331,12 +348,14 @@ def _draw(ax, attribution, image, alpha, signed, percentile, colormap, limit=Non
     ax.set_axis_off()
 
 
-def _add_bar(figure, panels, limit, signed, colormap):
+def _add_bar(figure, panels, limit, signed, colormap, over=False):
     """Draws what the colours of panels stand for, beside them."""
     scale = Normalize(-limit if signed else 0, limit)
     bar = figure.colorbar(
-        ScalarMappable(scale, _colors(colormap, signed)),
+        ScalarMappable(scale, _colors(colormap, signed, over)),
         ax=panels,
+        fraction=0.12 / (figure.bbox.width / figure.dpi),
+        pad=0.01,
         aspect=40,
         label="attribution" if signed else "magnitude",
         extend="both" if signed else "max",
@@ -344,8 +363,10 @@ def _add_bar(figure, panels, limit, signed, colormap):
     bar.ax.tick_params(labelsize="small")
 
 
-def _colors(name, signed):
-    return colors_of(name or (SIGNED if signed else "magma"))
+def _colors(name, signed, over):
+    """The colormap of that name, or the default; dark ends would be lost over an image."""
+    signed_name = SIGNED_OVER if over else SIGNED
+    return colors_of(name or (signed_name if signed else "magma"))
 
 
 def _in_colors(image):
