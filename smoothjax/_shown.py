@@ -52,7 +52,9 @@ class _Short(reprlib.Repr):
     def repr1(self, x: Any, level: int) -> str:
         if isinstance(x, (jax.Array, np.ndarray)):
             return f"{x.dtype}{list(x.shape)}"
-        return x.__name__ if inspect.isfunction(x) else super().repr1(x, level)
+        if callable(x) and hasattr(x, "__name__") and not isinstance(x, Shown):
+            return x.__name__
+        return super().repr1(x, level)
 
 
 _SHORT = _Short()

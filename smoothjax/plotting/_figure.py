@@ -50,7 +50,8 @@ def colors_of(name: str) -> Colormap:
 
 def array_of(values: Any, name: str) -> np.ndarray:
     """Returns an array in float64, or raises."""
-    if isinstance(values, (Mapping, tuple)) and not all(map(np.isscalar, values)):
+    numbers = isinstance(values, tuple) and all(map(np.isscalar, values))
+    if isinstance(values, (Mapping, tuple)) and not numbers:
         raise TypeError(
             f"{name} needs an array; got {type(values).__name__}. Type estimate.mean for an "
             "Estimate."

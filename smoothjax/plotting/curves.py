@@ -55,7 +55,8 @@ def power_spectrum(found: Any, *, label: str = "", ax: Any = None) -> Figure:
         power = power.reshape(len(power), -1).sum(1)[1:]
         shown = np.where(power > 0, power, np.nan)
         ax.plot(np.arange(1, 1 + len(power)), shown, style, label=name or None)
-    ax.set(xscale="log", yscale="log", xlabel="frequency (cycles per image)", ylabel="power")
+    ax.set(xscale="log", xlabel="frequency (cycles per image)", ylabel="power")
+    _log_if_drawn(ax)
     if any(curves):
         ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
@@ -182,9 +183,9 @@ def accuracy_drop(
 def convergence(draws: Any, *, label: str = "", ax: Any = None) -> Figure:
     """Returns a figure of the relative error of a map against the number of draws.
 
-    The error is `smoothjax.reductions.relative_error` of the first draws, and not drawn where there
-    is more of it than of signal. The dotted line falls with the square root of the draws, to where
-    the last ends.
+    The error is `smoothjax.reductions.relative_error` of the first draws, not drawn where there is
+    more noise than signal, or none. The dotted line falls with the square root of the draws, to
+    where the last ends.
 
     Args:
       draws: two or more draws of a map, as `smoothjax.reductions.stack()` keeps them: a pytree of
@@ -215,21 +216,30 @@ def convergence(draws: Any, *, label: str = "", ax: Any = None) -> Figure:
         if n in counts:
             stderr = np.sqrt(m2 / (n * (n - 1)))
             errors.append(float(relative_error(Estimate(mean, stderr, np.asarray(n)))))
-    errors = np.where(np.isfinite(errors), errors, np.nan)
+    errors = np.where(np.isfinite(errors) & (np.array(errors) > 0), errors, np.nan)
     ax = axes_on(ax, 4.8, 3.4)
     (line,) = ax.plot(counts, errors, "o-", ms=4, label=label or None)
     ax.plot(counts, errors[-1] * np.sqrt(num / counts), ":", lw=1, color=line.get_color())
-    ax.set(xscale="log", yscale="log", xlabel="draws", ylabel="relative error")
-    _plain(ax.xaxis, ax.yaxis)
+    ax.set(xscale="log", xlabel="draws", ylabel="relative error")
+    _plain(ax.xaxis)
+    if _log_if_drawn(ax):
+        _plain(ax.yaxis)
     if label:
         ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
     return ax.figure
 
 
-def _plain(*axes):
-    """Plain numbers along logarithmic axes, 1, 2 and 5 of each decade."""
-    for axis in axes:
-        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+def _log_if_drawn(ax):
+    """Makes the scale of heights logarithmic, which matplotlib refuses where there are none."""
+    drawn = any(np.isfinite(line.get_ydata()).any() for line in ax.lines)
+    if drawn:
+        ax.set_yscale("log")
+    return drawn
+
+
+def _plain(axis):
+    """Plain numbers along a logarithmic axis, 1, 2 and 5 of each decade."""
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

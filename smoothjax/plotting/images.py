@@ -159,7 +159,7 @@ def gallery(
     side = 2.6 * image.shape[0] / image.shape[1]
     lines = [1 + title.count("\n") for title in titles]
     above = [max(lines[row * num_columns :][:num_columns]) for row in range(num_rows)]
-    height = 0.4 * bool(heading) + sum(side + 0.16 * num + 0.15 for num in above)
+    height = 0.4 * bool(heading) + sum(side + 0.14 * num + 0.15 for num in above)
     figure = figure_of(figure, 2.6 * num_columns + _BAR * common_scale, height)
     if heading:
         figure.suptitle(heading)
