@@ -175,7 +175,7 @@ def gallery(
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize="small")
     if limit is not None:
-        _add_bar(figure, panels, limit, signed, colormap, over=alpha)
+        _add_bar(figure, panels, limit, signed, colormap, over=alpha is not None)
     return figure
 
 
@@ -242,7 +242,7 @@ def grid(
     for ax, title in zip(panels[0], ["input", *columns], strict=True):
         ax.set_title(title, fontsize="small")
     if limit is not None:
-        _add_bar(figure, panels, limit, signed, colormap, over=alpha)
+        _add_bar(figure, panels, limit, signed, colormap, over=alpha is not None)
     return figure
 
 
