@@ -47,7 +47,7 @@ def test_help_shows_the_defaults_and_what_there_is_to_read():
     assert "= box_muller" in text
     assert "= mean()" in text
     text = pydoc.render_doc(sj.noise.box_muller, renderer=pydoc.plaintext)
-    assert "box_muller(key: " in text
+    assert "box_muller(" in text
     assert "Box and Muller 1958" in text
 
 
