@@ -1,12 +1,17 @@
 """Function transforms that smooth explanations: each takes a function and returns a function."""
 
+import importlib
+import typing
+
 from smoothjax import attribution as attribution
 from smoothjax import calibrate as calibrate
+from smoothjax import evaluation as evaluation
 from smoothjax import feature_visualization as feature_visualization
 from smoothjax import metrics as metrics
 from smoothjax import noise as noise
 from smoothjax import reductions as reductions
 from smoothjax import spectral as spectral
+from smoothjax._shown import listed as _listed
 from smoothjax._transform import is_stochastic as is_stochastic
 from smoothjax._transform import stochastic as stochastic
 from smoothjax.attribution import deconvnet as deconvnet
@@ -45,3 +50,32 @@ from smoothjax.spectral import lowpass as lowpass
 from smoothjax.spectral import smoothgrad_toward as smoothgrad_toward
 
 __version__ = "0.1.0"
+
+if typing.TYPE_CHECKING:
+    from smoothjax import plotting as plotting
+    from smoothjax import zoo as zoo
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Imports what needs an extra when it is first used."""
+    if name not in ("plotting", "zoo"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ImportError as error:  # hasattr and help go on without the extra
+        raise AttributeError(str(error)) from error
+
+
+__dir__ = _listed(
+    globals(),
+    "attribution",
+    "calibrate",
+    "evaluation",
+    "feature_visualization",
+    "metrics",
+    "noise",
+    "plotting",
+    "reductions",
+    "spectral",
+    "zoo",
+)

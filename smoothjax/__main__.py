@@ -1,5 +1,6 @@
 """`python -m smoothjax [PHOTO ...]`: explain photos, one gallery picture and one JSON file each.
 
+Many photos get a page of them, index.html. What is there is never overwritten: names get a number.
 `--features CLASS ...` draws what the network looks for in classes.
 """
 
@@ -30,7 +31,12 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m smoothjax", description=__doc__)
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="default: scikit-image's cat")
+    parser.add_argument(
+        "photos",
+        nargs="*",
+        metavar="PHOTO",
+        help="files, or folders of them; default: scikit-image's cat",
+    )
     parser.add_argument(
         "--model", default=MODELS[0], help=f"{' or '.join(MODELS)}; default: %(default)s"
     )
@@ -56,6 +62,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="names or indices of classes: pictures of what the network looks for in them, without "
         "and with noise on the weights; photos, if any, are named before",
+    )
+    parser.add_argument(
+        "--overlay", action="store_true", help="draw the maps over the photo, in greys"
+    )
+    parser.add_argument(
+        "--colormap", metavar="NAME", help="a colormap of matplotlib; default: magma"
+    )
+    parser.add_argument(
+        "--save-maps",
+        action="store_true",
+        help="write the maps themselves beside the picture, as NPZ",
     )
     parser.add_argument("--seed", default=0, type=integer(0), help="default: %(default)s")
     parser.add_argument(

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
+from smoothjax._shown import shown
 
+
+@shown
 def box_muller(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Returns independent standard normal numbers, on a CPU faster than `jax.random.normal` does.
 

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+_DEBUGGING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_key_reuse")
+_DEVICE = "jax_default_device"
+
 
 def once_compiled(fun: Callable[[], Any], programs: dict[Any, Any]) -> Any:
     """Returns `fun()`; of an eager call by a program of `programs`, where it is kept for the next.
@@ -20,9 +23,7 @@ def once_compiled(fun: Callable[[], Any], programs: dict[Any, Any]) -> Any:
     The function is traced at each call, so that it may close over what changes, and its program is
     known by its text. Under JAX's debugging flags it runs as it would without this.
     """
-    config = jax.config
-    debugs = config.jax_disable_jit, config.jax_debug_nans, config.jax_debug_key_reuse
-    if any(debugs) or _is_traced():
+    if any(getattr(jax.config, flag) for flag in _DEBUGGING) or _is_traced():
         return fun()
     closed, shape = jax.make_jaxpr(fun, return_shape=True)()
     arrays = closed.consts
@@ -35,7 +36,8 @@ def once_compiled(fun: Callable[[], Any], programs: dict[Any, Any]) -> Any:
 
     lowered = jax.jit(of_arrays).lower(arrays)
     text = hashlib.sha256(lowered.as_text().encode()).digest()
-    name = text, config.jax_default_device, *(getattr(a, "sharding", None) for a in arrays)
+    places = (getattr(array, "sharding", None) for array in arrays)
+    name = text, getattr(jax.config, _DEVICE), *places
     if name not in programs:
         programs[name] = lowered.compile()
     return jax.tree.structure(shape).unflatten(programs[name](arrays))

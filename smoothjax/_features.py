@@ -13,13 +13,13 @@ import smoothjax as sj
 from smoothjax._gallery import (
     UserError,
     class_index,
-    identity,
     keep_compiled,
     load,
     make_folder,
     output_files,
     png,
     progress_bar,
+    taken_files,
     write,
 )
 
@@ -42,7 +42,7 @@ def draw_classes(args: argparse.Namespace) -> "Network":
     make_folder(args.out)
     programs = {name: jax.jit(ascent) for name, ascent in ascents(net).items()}
     probability = jax.jit(net.probability)
-    key, taken = jax.random.key(args.seed), set(map(identity, args.photos))
+    key, taken = jax.random.key(args.seed), taken_files(args.photos, args.out)
     with progress_bar(len(labels) * len(programs), unit="picture") as bar:
         for label in map(jnp.int32, labels):
             name = net.class_names[label]
@@ -76,7 +76,7 @@ def draw_classes(args: argparse.Namespace) -> "Network":
                     write(file, content)
             except OSError as error:
                 raise UserError(str(error)) from error
-            bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+            bar.write(f"  wrote {', '.join(repr(str(file)) for file in files)}")
     return net
 
 

@@ -1,13 +1,14 @@
 """What `python -m smoothjax` does: photos explained by several methods, as pictures and as JSON.
 
-From top to bottom: the prediction, one method run, one photo's picture and report, files, what the
-user asked for, and `explain_photos`, which puts them together. What the `zoo` extra brings is
-imported where it is used, so that --help works without it.
+From top to bottom: the prediction, one method run, one photo's picture and report, the page of many
+photos, files, what the user asked for, and `explain_photos`, which puts them together. What the
+`zoo` extra brings is imported where it is used, so that --help works without it.
 """
 
 import argparse
 import datetime
 import difflib
+import html
 import io
 import json
 import math
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +34,21 @@ if TYPE_CHECKING:
 
 NUM_TOP = 5
 DPI = 110
+ALPHA = 0.8  # of --overlay
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{num} photos explained</title>
+<style>
+body {{ font: 1rem/1.5 sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
+img {{ max-width: 100%; }}
+h2 {{ margin-top: 3rem; overflow-wrap: anywhere; }}
+</style>
+<h1>{num} photos explained</h1>
+<p>{about}</p>
+{sections}</html>
+"""
 TITLE_WIDTH = 44  # characters that fit above a panel of the gallery
 DEFAULT_PHOTO = "chelsea"
 
@@ -136,17 +153,33 @@ class Explanation(NamedTuple):
     runs: dict[str, Run]  # by the names of the methods
 
 
-def picture(explanation: Explanation, with_explained: bool) -> bytes:
-    """Returns the gallery of one photo as a PNG file; its heading may name the class explained."""
+def picture(explanation: Explanation, args: argparse.Namespace) -> bytes:
+    """Returns the gallery of one photo as a PNG file; a class that was asked for is named."""
     from smoothjax import plotting
 
     runs, top, explained = explanation.runs, explanation.prediction[0], explanation.explained
     heading = f"predicted: {top.name}, {top.probability:.0%}"
-    if with_explained:
+    if args.label is not None:
         heading += f"; explained: {explained.name}, {explained.probability:.0%}"
     maps = [run.result.attribution for run in runs.values()]
     titles = [title(name, run.method, run.result) for name, run in runs.items()]
-    return png(plotting.gallery(explanation.image, maps, ["input", *titles], heading))
+    figure = plotting.gallery(
+        explanation.image,
+        maps,
+        ["input", *titles],
+        heading,
+        alpha=ALPHA if args.overlay else None,
+        colormap=args.colormap,
+    )
+    return png(figure, few_colors=not args.overlay)
+
+
+def raw_maps(explanation: Explanation) -> bytes:
+    """Returns the attributions of one photo, by their methods, as an NPZ file."""
+    maps = {name: np.asarray(run.result.attribution) for name, run in explanation.runs.items()}
+    file = io.BytesIO()
+    np.savez(file, **maps)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
 
 
 def title(name: str, method: Method, result: Result) -> str:
@@ -165,12 +198,17 @@ def title(name: str, method: Method, result: Result) -> str:
     return "\n".join(filter(None, [name, settings_lines, ", ".join(findings)]))
 
 
-def png(figure: Any) -> bytes:
-    """Returns a figure as a PNG file of 256 colours: noisy maps make one of all colours large."""
+def png(figure: Any, few_colors: bool = True) -> bytes:
+    """Returns a figure as a PNG file, of 256 colours: noisy maps make one of all colours large.
+
+    Those of greys mixed with a colormap are more than 256, and too few of them show.
+    """
     from PIL import Image
 
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
+    if not few_colors:
+        return drawn.getvalue()
     with Image.open(drawn) as image:
         # This quantizer keeps the few pixels of the photo apart from the many of the maps.
         palette = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
@@ -213,10 +251,34 @@ def finite(number: jax.Array | None) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
+def index(
+    explained: list[tuple[Explanation, list[pathlib.Path]]], args: argparse.Namespace
+) -> bytes:
+    """Returns an HTML page of the pictures of many photos, which lie beside it."""
+    sections = []
+    for explanation, files in explained:
+        links = {file.suffix: urllib.parse.quote(os.fsencode(file.name)) for file in files}
+        guesses = [f"{guess.name} {guess.probability:.0%}" for guess in explanation.prediction]
+        others = [f'<a href="{link}">{suffix[1:].upper()}</a>' for suffix, link in links.items()]
+        sections.append(
+            f"<h2>{html.escape(explanation.photo)}</h2>\n"
+            f"<p>{html.escape(', '.join(guesses))}</p>\n"
+            f'<a href="{links[".png"]}"><img src="{links[".png"]}" loading="lazy" '
+            f'alt="Maps of {html.escape(explanation.photo)}"></a>\n'
+            f"<p>{' '.join(others)}</p>\n"
+        )
+    about = f"{args.model}, {args.samples} draws, seed {args.seed}, smoothjax {sj.__version__}"
+    page = PAGE.format(num=len(explained), about=html.escape(about), sections="".join(sections))
+    return page.encode(errors="replace")
+
+
 def output_files(
     photo: str, folder: pathlib.Path, suffixes: Iterable[str], taken: set[str]
 ) -> list[pathlib.Path]:
-    """Returns the files to write about a photo, and adds them to `taken`."""
+    """Returns the files to write about a photo, and adds them to `taken`.
+
+    They have its name, with the first number that leaves all of them free.
+    """
 
     def files(name):
         return [folder / f"{name}{suffix}" for suffix in suffixes]
@@ -228,6 +290,11 @@ def output_files(
         name = f"{stem}-{number}"
     taken.update(map(identity, files(name)))
     return files(name)
+
+
+def taken_files(photos: Iterable[str], folder: pathlib.Path) -> set[str]:
+    """Returns what is not written to: the photos, and what an earlier run left in the folder."""
+    return set(map(identity, [*photos, *folder.iterdir()]))
 
 
 def identity(path: str | pathlib.Path) -> str:
@@ -286,6 +353,39 @@ def make_folder(folder: pathlib.Path) -> None:
         raise UserError(f"--out: {error}") from error
 
 
+def named_photos(paths: list[str], out: pathlib.Path) -> list[str]:
+    """Returns the photos that were named, and for a folder all that are in it.
+
+    Raises:
+      UserError: if there is none in a folder, or it is that of the output, whose pictures would be
+        photos the next time.
+    """
+    from smoothjax.zoo.photos import photos_in
+
+    photos = []
+    for path in paths:
+        if not os.path.isdir(path):
+            photos.append(path)
+            continue
+        if identity(path) == identity(out):
+            raise UserError(f"--out: {str(out)!r} is read from too; name another folder")
+        found = photos_in(path)
+        if not found:
+            raise UserError(f"there is no photo in the folder {path!r}")
+        photos.extend(found)
+    return photos
+
+
+def check_colormap(name: str | None) -> None:
+    """Raises a UserError if there is no such colormap."""
+    import matplotlib
+
+    if name is not None and name not in matplotlib.colormaps:
+        close = close_names(name, list(matplotlib.colormaps))
+        hint = f"; close are {', '.join(close)}" if close else ""
+        raise UserError(f"--colormap: no colormap {name!r}{hint}")
+
+
 def open_photos(photos: list[str], net: "Network") -> list[tuple[str, jax.Array]]:
     """Returns the photos that can be opened, the cat if none is named, as inputs of the network."""
     import skimage.data
@@ -314,33 +414,43 @@ def explain_photos(args: argparse.Namespace, net: "Network | None" = None) -> bo
     if unknown:
         raise UserError(f"--methods: unknown {unknown[0]!r}; known are {', '.join(METHODS)}")
     net = load(args.model) if net is None else net
+    check_colormap(args.colormap)
     if args.cache:
         keep_compiled()
     label = None if args.label is None else class_index(args.label, net.class_names)
+    photos = named_photos(args.photos, args.out)
     make_folder(args.out)
-    inputs = open_photos(args.photos, net)
+    inputs = open_photos(photos, net)
     programs = Programs(net, args.samples)
     methods = {name: METHODS[name](programs) for name in args.methods}
     explain = photo_explainer(net, methods, label, jax.random.key(args.seed))
 
-    all_done = len(inputs) >= len(args.photos)
-    taken = set(map(identity, args.photos))  # no photo is ever overwritten
+    all_done = len(inputs) >= len(photos)
+    taken = taken_files(photos, args.out)
+    done, (page,) = [], output_files("index", args.out, [".html"], taken)
     with progress_bar(len(inputs) * len(methods)) as bar:
         for photo, x in inputs:
             explanation = explain(photo, x, bar)
             contents = {
-                ".png": picture(explanation, with_explained=label is not None),
+                ".png": picture(explanation, args),
                 ".json": report(explanation, args),
             }
+            if args.save_maps:
+                contents[".npz"] = raw_maps(explanation)
             files = output_files(photo, args.out, contents, taken)
             try:
                 for file, content in zip(files, contents.values(), strict=True):
                     write(file, content)
+                done.append((explanation, files))
+                if len(done) > 1:  # after each, so that what stops a long run leaves a page
+                    write(page, index(done, args))
             except OSError as error:
                 bar.write(f"smoothjax: error: {error}", file=sys.stderr)
                 all_done = False
                 continue
-            bar.write(f"  wrote {' and '.join(repr(str(file)) for file in files)}")
+            bar.write(f"  wrote {', '.join(repr(str(file)) for file in files)}")
+        if len(done) > 1:
+            bar.write(f"all of them are in {str(page)!r}")
     return all_done
 
 

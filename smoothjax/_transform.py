@@ -9,6 +9,7 @@ and signature, and its errors a note of where they came from.
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import check_integer, require
+from smoothjax._shown import Shown, call_text
 from smoothjax._trees import leaf_name
 from smoothjax._typing import Explainer, PyTree
 
@@ -135,14 +137,19 @@ def map_noted(fun: Callable[[Any], Any], tree: PyTree) -> PyTree:
 
 
 def noted(fun: F) -> F:
-    """Returns `fun` with a note on what it raises, and on what a function that it returns does."""
+    """Returns `fun` with a note on what it raises, and on what a function that it returns does.
+
+    What it makes has the call that made it as its repr, a function or a tuple with a field `shown`.
+    """
     name = fun.__name__
 
     @functools.wraps(fun)
     def call(*args, **kwargs):
         with noting(name):
             made = fun(*args, **kwargs)
-        if not inspect.isfunction(made):
+        if isinstance(getattr(made, "shown", None), str):
+            return made._replace(shown=call_text(name, args, kwargs))
+        if not isinstance(made, (types.FunctionType, Shown)):
             return made
 
         @functools.wraps(made)
@@ -150,7 +157,7 @@ def noted(fun: F) -> F:
             with noting(name):
                 return made(*args, **kwargs)
 
-        return call_made
+        return Shown(call_made, call_text(name, args, kwargs))
 
     return call  # pyright: ignore[reportReturnType]
 

@@ -18,6 +18,7 @@ from jax.scipy.special import erfinv
 from smoothjax._box_muller import box_muller as box_muller
 from smoothjax._checks import check_function, check_leading_axis, check_ordered, require
 from smoothjax._perturb import by_range, check_not_negative
+from smoothjax._shown import listed, shown
 from smoothjax._transform import noted
 from smoothjax._trees import (
     fit,
@@ -31,6 +32,7 @@ from smoothjax._trees import (
 from smoothjax._typing import Rule
 
 
+@shown
 @noted
 def span(values: jax.Array, axis: Any = None) -> jax.Array:
     """Returns max - min of the finite values: missing values (NaN) and infinite ones do not count.
@@ -256,3 +258,6 @@ def _check_confidence(confidence):
     # In float32, as it is used: a confidence that rounds to 1 would leave no noise.
     if not isinstance(confidence, Tracer) and not 0 < np.float32(confidence) < 1:
         raise ValueError(f"confidence must be inside (0, 1), like 0.95; got {confidence}.")
+
+
+__dir__ = listed(globals(), "box_muller")

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
+from smoothjax._shown import plus_minus
 from smoothjax._trees import is_float0, wide_dtype
 from smoothjax._typing import PyTree
 
@@ -34,6 +36,7 @@ class Reduction(NamedTuple):
       second_pass: for an update that does more than add to its state: `second_pass(state)`, given
         the final state, returns a reduction of the same draws to that state, whose update only
         adds. Derivatives, of any order, are taken of it, with the given state held constant.
+      shown: what its repr says.
     """
 
     init: Callable[[PyTree, int], PyTree]
@@ -41,6 +44,11 @@ class Reduction(NamedTuple):
     finalize: Callable[[PyTree], PyTree]
     min_samples: int = 1
     second_pass: "Callable[[PyTree], Reduction] | None" = None
+    shown: str = "Reduction(...)"
+
+    def __repr__(self) -> str:
+        """Returns how it was made, where Python would print the addresses of its functions."""
+        return self.shown
 
 
 _SUMMARIES: list[type] = []
@@ -66,6 +74,30 @@ class Estimate(NamedTuple):
     mean: PyTree
     stderr: PyTree
     num_samples: jax.Array
+
+    def _repr_markdown_(self) -> str | None:
+        """What a notebook shows of a number."""
+        if _is_array(self.mean) and np.ndim(self.mean) == 0:
+            return f"{plus_minus(self)} (n = {int(self.num_samples)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows of a map, where matplotlib is installed."""
+        if _is_array(self.mean) and np.ndim(self.mean) in (2, 3):
+            return png("mean_and_stderr", self)
+
+
+def _is_array(tree):
+    return jax.tree_util.all_leaves([tree])
+
+
+def png(name: str, answer: tuple) -> bytes | None:
+    """Returns the picture that a function of `smoothjax.plotting` draws, None if it cannot."""
+    try:
+        from smoothjax import plotting
+
+        return getattr(plotting, name)(answer)._repr_png_()
+    except (ImportError, ValueError):
+        return None
 
 
 def relative_error(estimate: Estimate) -> jax.Array:
@@ -184,7 +216,7 @@ def stack() -> Reduction:
         written = jax.tree.map(lambda buffer, d: write(buffer, d, start), buffers, draws)
         return start + _num(draws), written
 
-    return Reduction(init, update, lambda state: state[1])
+    return Reduction(init, update, lambda state: state[1], shown="stack()")
 
 
 def check_no_estimate(draw: PyTree) -> None:
@@ -224,7 +256,7 @@ class _Moments:
         return jax.tree.map(lambda total: total / self.count.astype(total.dtype), self.total)
 
 
-def _averaged(transform):
+def _averaged(transform, shown):
     """The mean of `transform(draw)`."""
 
     def init(draw, num):
@@ -244,7 +276,7 @@ def _averaged(transform):
         average = jax.tree.map(lambda t: t / state.count.astype(t.dtype), state.total)
         return _cast(average, state.dtypes)
 
-    return Reduction(init, update, finalize)
+    return Reduction(init, update, finalize, shown=shown)
 
 
 def _moments_init(draw, num):
@@ -363,10 +395,27 @@ def _cast(tree, dtypes):
 
 
 # Made once, so that two of a kind are equal.
-_MEAN = _averaged(lambda draws: draws)
+_MEAN = _averaged(lambda draws: draws, "mean()")
 # Cast here, so that the answer has the wide dtype too.
-_MEAN_SQUARE = _averaged(lambda draws: abs2(draws.astype(wide_dtype(draws.dtype))))
+_MEAN_SQUARE = _averaged(lambda draws: abs2(draws.astype(wide_dtype(draws.dtype))), "mean_square()")
 _VARIANCE, _MEAN_AND_STDERR = (
-    Reduction(_moments_init, _moments_update, finalize, 2, _moments_around)
-    for finalize in (_moments_to_variance, _moments_to_estimate)
+    Reduction(_moments_init, _moments_update, finalize, 2, _moments_around, shown)
+    for finalize, shown in (
+        (_moments_to_variance, "variance()"),
+        (_moments_to_estimate, "mean_and_stderr()"),
+    )
 )
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, beside which this module has what others build on."""
+    return [
+        "Estimate",
+        "Reduction",
+        "mean",
+        "mean_and_stderr",
+        "mean_square",
+        "relative_error",
+        "stack",
+        "variance",
+    ]

@@ -40,7 +40,7 @@ def public_functions():
     found = {}
     for room in ROOMS.values():
         for name, value in vars(room).items():
-            is_public = isinstance(value, types.FunctionType) and not name.startswith("_")
+            is_public = inspect.isroutine(value) and not name.startswith("_")
             if is_public and (room not in MODULES or value.__module__ == room.__name__):
                 found[name] = value
     return found

@@ -16,10 +16,10 @@ import pytest
 from scipy import stats
 
 import smoothjax as sj
+from smoothjax._shown import plus_minus
 from smoothjax.evaluation import Evaluation
 from smoothjax.evaluation._batches import Batch
 from smoothjax.evaluation.record import Record, header_of
-from smoothjax.evaluation.result import _plus_minus
 from smoothjax.reductions import Estimate
 
 KEY = jax.random.key(5)
@@ -885,7 +885,7 @@ def test_the_table():
     ],
 )
 def test_an_error_is_shown_to_two_digits_and_its_mean_to_the_same_place(mean, stderr, shown):
-    assert _plus_minus(Estimate(mean, stderr, 3)) == shown
+    assert plus_minus(Estimate(mean, stderr, 3)) == shown
 
 
 @pytest.mark.parametrize("num", [2, 5, 40, 5000])
@@ -906,6 +906,11 @@ def test_neighbours_are_compared_by_the_paired_t_test(num):
         np.testing.assert_allclose(test.stderr, stats.sem(gaps))
         assert test.differ == (want < 0.05)
         assert (test.num_examples, test.num_dropped) == (num, 0)
+    assert list(ranking.pairs) == [tuple(order[:2]), (order[0], order[2]), tuple(order[1:])]
+    far = ranking.pairs[order[0], order[2]]
+    want = min(1, 3 * stats.ttest_rel(columns[order[0]], columns[order[2]]).pvalue)
+    np.testing.assert_allclose(far.p_value, want, rtol=1e-6)
+    assert (far.better, far.worse) == (order[0], order[2])
     best_last = evaluation(a=a, b=b, c=c).ranking("m", lower_is_better=False)
     assert list(best_last.estimates) == order[::-1]
     np.testing.assert_allclose(best_last.comparisons[0].p_value, ranking.comparisons[1].p_value)
@@ -1000,6 +1005,34 @@ def test_the_ranking_is_printed():
     assert str(evaluation(a=[1.0, 3.0]).ranking("m", lower_is_better=True)).endswith(
         "1. a  2.0 ± 1.0"
     )
+
+
+def test_a_notebook_shows_tables():
+    """The bold 0.023 is of a constant difference of eight examples, among three pairs: 3 / 128."""
+    steps = np.arange(8.0)
+    result = evaluation(**{"a|b": steps, "c": steps + 1, "d": steps + np.tile([0.5, 2.5], 4)})
+    ranking = result.ranking("m", lower_is_better=True)
+    tests = ranking.pairs
+    far, near = (f"{tests[name, 'd'].p_value:.2g}" for name in ("a|b", "c"))
+    assert ranking.pairwise() == (
+        "|         | mean        | 1         | 2    |\n"
+        "| ------- | ----------- | --------- | ---- |\n"
+        "| 1. a\\|b | 3.50 ± 0.87 |           |      |\n"
+        "| 2. c    | 4.50 ± 0.87 | **0.023** |      |\n"
+        f"| 3. d    | 5.0 ± 1.0   | **{far}** | {near} |"
+    )
+    shown = ranking._repr_markdown_()
+    assert shown.startswith("m: lower is better.")
+    assert shown.endswith("\n\n" + ranking.pairwise())
+    assert result._repr_markdown_() == str(result)
+    assert r"| a\|b | 3.50 ± 0.87 |" in str(result)
+
+
+def test_a_pair_the_other_way_round_is_in_parentheses():
+    nan = math.nan
+    a = np.array([5.0, 6.1, 7.2, 8.1, 0, 0, 0, 0])
+    b = np.array([4.0, 5.0, 6.0, 7.0, nan, nan, nan, nan])
+    assert "(0.00011)" in evaluation(a=a, b=b).ranking("m", lower_is_better=True).pairwise()
 
 
 def test_ranking_of_an_unknown_metric():

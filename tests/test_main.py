@@ -1,7 +1,9 @@
+import html.parser
 import json
 import os
 import tempfile
 import types
+import urllib.parse
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import platformdirs
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rows import slow_but
 
@@ -74,7 +77,7 @@ def photo(tmp_path):
 
 
 def spy(fun, calls):
-    return lambda *args: calls.append(args) or fun(*args)
+    return lambda *args, **kwargs: calls.append(args) or fun(*args, **kwargs)
 
 
 @pytest.fixture
@@ -333,7 +336,7 @@ def test_methods_share_programs_and_what_they_return(net, out, photo, drawn):
     score = net.score
     net.score = lambda *args: traced.append(args) or score(*args)
     shared = "smoothgrad,squaregrad,adaptgrad,forgrad"
-    run(photo, "--methods", "smoothgrad", "--out", out)
+    run(photo, "--methods", "smoothgrad", "--out", out / "alone")
     once = len(traced)
     run(photo, "--methods", shared, "--out", out)
     assert len(traced) == 2 * once
@@ -349,7 +352,7 @@ def test_each_method_is_compiled_once(net, out, photo, tmp_path, monkeypatch):
     traced = []
     score = net.score
     net.score = lambda *args: traced.append(args) or score(*args)
-    run(photo, "--methods", "saliency", "--out", out)
+    run(photo, "--methods", "saliency", "--out", out / "alone")
     once = len(traced)
     run(photo, photo, photo, "--methods", "saliency", "--out", out)
     assert len(traced) == 2 * once
@@ -372,11 +375,130 @@ def test_photos_of_the_same_name_do_not_overwrite_one_another(net, out, tmp_path
     names = ["a/cat.png", "b/cat.png", "b/CAT.jpg", "b/cat-2.png", "b/dog.webp"]
     photos = [make_photo(tmp_path / name, seed) for seed, name in enumerate(names)]
     expected = {"cat": 0, "cat-2": 1, "CAT-3": 2, "cat-2-2": 3, "dog": 4}
-    for _ in range(2):  # a rerun overwrites its own
-        assert run(*photos, "--methods", "saliency", "--out", out) == 0
-        assert files(out) == sorted(f"{n}.{end}" for n in expected for end in ("json", "png"))
-        for name, i in expected.items():
-            assert read(out / f"{name}.json")["photo"] == str(photos[i])
+    assert run(*photos, "--methods", "saliency", "--out", out) == 0
+    names = [f"{n}.{end}" for n in expected for end in ("json", "png")]
+    assert files(out) == sorted(["index.html", *names])
+    for name, i in expected.items():
+        assert read(out / f"{name}.json")["photo"] == str(photos[i])
+
+
+def test_a_run_does_not_overwrite_an_earlier_one(net, out, photo, capsys):
+    for maps in ([], ["--save-maps"], []):
+        args = [photo, photo, "--methods", "saliency", "--out", out, *maps]
+        before = {path: path.read_bytes() for path in out.iterdir()} if out.exists() else {}
+        assert run(*args) == 0
+        assert before == {path: path.read_bytes() for path in before}
+    assert files(out) == sorted(
+        ["index.html", "index-2.html", "index-3.html", "photo.json", "photo.png"]
+        + [f"photo-{i}.{end}" for i in range(2, 7) for end in ("json", "png")]
+        + ["photo-3.npz", "photo-4.npz"]
+    )
+    assert repr(str(out / "photo-6.png")) in capsys.readouterr().out
+
+
+def test_a_folder_stands_for_the_photos_in_it(net, out, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("b.png", "a.JPG", ".hidden.png"):
+        make_photo(folder / name)
+    (folder / "notes.txt").touch()
+    make_photo(folder / "inner.png" / "c.png")  # of a folder in the folder
+    single = make_photo(tmp_path / "single.png")
+    assert run(folder, single, "--methods", "saliency", "--out", out) == 0
+    names = ["a", "b", "single"]
+    assert files(out) == sorted(
+        [f"{n}.{end}" for n in names for end in ("json", "png")] + ["index.html"]
+    )
+    assert read(out / "a.json")["photo"] == str(folder / "a.JPG")
+
+
+def test_formats_in_a_folder_are_refused_by_name(net, out, tmp_path, capsys):
+    folder = tmp_path / "in"
+    make_photo(folder / "a.png")
+    (folder / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)
+    assert run(folder, "--methods", "saliency", "--out", out) == 2
+    assert "HEIC" in capsys.readouterr().err
+    assert files(out) == ["a.json", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("in", "no photo in the folder"), ("out", "is read from too")]
+)
+def test_folders_that_are_an_error(net, tmp_path, folder, message, capsys):
+    (tmp_path / "in").mkdir()
+    make_photo(tmp_path / "out" / "a.png")
+    assert run(tmp_path / folder, "--out", tmp_path / "out") == 2
+    assert message in the_error_line(capsys)
+    assert files(tmp_path / "out") == ["a.png"]
+
+
+class Page(html.parser.HTMLParser):
+    """What a page links to, shows, and says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.pictures, self.tags, self.words = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        if tag == "a":
+            self.links.append(found["href"])
+        if tag == "img":
+            self.pictures.append((found["src"], found["alt"]))
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_the_page_of_many_photos(net, out, tmp_path):
+    """Any name is text, and every link a file beside the page."""
+    names = ["broken.png", "猫.png", "plain.png", '<b>it\'s "x".png', "a&lt;b #1 %41?.png"]
+    photos = [make_photo(tmp_path / "in" / name, seed) for seed, name in enumerate(names)]
+    photos[0].write_bytes(b"")  # what cannot be opened is not on it
+    assert run(*photos, "--methods", "saliency", "--save-maps", "--out", out) == 2
+    text = (out / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert set(page.tags) <= {"html", "meta", "title", "style", "h1", "h2", "p", "a", "img"}
+    assert page.tags.count("img") == 4
+    linked = {urllib.parse.unquote(link) for link in page.links}
+    assert linked == {name for name in files(out) if not name.endswith("html")}
+    assert all("/" not in link and ":" not in link for link in page.links)
+    for photo, (source, alt) in zip(photos[1:], page.pictures, strict=True):
+        assert urllib.parse.unquote(source) == photo.name
+        assert alt == f"Maps of {photo}"
+        assert str(photo) in page.words
+    _, top, chances = predicted(net, photos[1])
+    assert f"{NAMES[top]} {chances[top]:.0%}" in page.words
+
+
+def test_maps_are_saved_as_they_are(net, out, photo, drawn):
+    methods = ["saliency", "gradcam"]
+    args = ("--methods", ",".join(methods), "--save-maps", "--out", out)
+    assert run(photo, *args) == 0
+    with np.load(out / "photo.npz") as saved:
+        assert list(saved) == methods
+        for name, attribution in zip(methods, drawn[0][1], strict=True):
+            np.testing.assert_array_equal(saved[name], attribution)
+            assert saved[name].dtype == attribution.dtype
+    x, top, _ = predicted(net, photo)
+    gradient = sj.saliency(net.score)(net.params, x, top)
+    np.testing.assert_allclose(drawn[0][1][0], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_overlay_and_colormap_reach_the_picture(net, out, photo, monkeypatch):
+    seen = []
+
+    def gallery(*args, **kwargs):
+        seen.append(kwargs)
+        return Figure()
+
+    monkeypatch.setattr(plotting, "gallery", gallery)
+    run(photo, "--methods", "saliency", "--out", out)
+    run(photo, "--methods", "saliency", "--out", out, "--overlay", "--colormap", "viridis")
+    plain, over = seen
+    assert plain == {"alpha": None, "colormap": None}
+    assert over == {"alpha": 0.8, "colormap": "viridis"}
 
 
 def test_a_photo_is_never_overwritten(net, tmp_path):
@@ -398,12 +520,12 @@ def test_odd_names_stay_in_the_folder(net, out, tmp_path, name):
 def test_an_unreadable_photo_does_not_stop_the_others(net, out, photo, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_bytes(photo.read_bytes()[:60])
-    args = (bad, tmp_path / "missing.png", tmp_path, photo, "--methods", "saliency", "--out", out)
+    args = (bad, tmp_path / "missing.png", photo, "--methods", "saliency", "--out", out)
     assert run(*args) == 2
     assert files(out) == ["photo.json", "photo.png"]
     errors = capsys.readouterr().err
     # Before anything that takes long.
-    assert [line[:18] for line in errors.splitlines()[:3]] == 3 * ["smoothjax: error: "]
+    assert [line[:18] for line in errors.splitlines()[:2]] == 2 * ["smoothjax: error: "]
     assert repr(str(bad)) in errors
     assert "saliency: 100%" in errors
     assert "1/1" in errors
@@ -423,6 +545,7 @@ def test_without_a_photo_there_is_no_progress_bar(net, out, tmp_path, capsys):
             "unknown 'smothgrad'; known are saliency, smoothgrad",
         ),
         (["--methods", ""], "unknown ''"),
+        (["--colormap", "virids"], "no colormap 'virids'; close are viridis"),
         (["--label", "10"], "0 to 9; got 10"),
         (["--label", "great dan"], "no class 'great dan'; close are great dane"),
         (["--label", "zzzzzz"], "no class 'zzzzzz'\n"),

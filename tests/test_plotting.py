@@ -1,4 +1,5 @@
 import io
+import pathlib
 import warnings
 
 import jax.numpy as jnp
@@ -8,17 +9,27 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from smoothjax import plotting
+from smoothjax.calibrate import SigmaEstimate
 from smoothjax.plotting import (
+    accuracy_drop,
     bars,
     beeswarm,
+    best_cutoff,
+    convergence,
     estimates,
     gallery,
+    grid,
     heatmap,
+    mean_and_stderr,
+    overlay,
+    power_spectrum,
     signal,
     text,
     text_html,
 )
-from smoothjax.reductions import Estimate
+from smoothjax.reductions import Estimate, relative_error
+from smoothjax.spectral import CutoffSearch, SignalAndNoise
 
 
 def test_heatmap_is_the_magnitude_over_its_99th_percentile():
@@ -292,9 +303,338 @@ def test_a_pooled_map_colours_all_channels_of_a_signal():
         np.testing.assert_array_equal(line.get_array(), attribution)
 
 
+def test_a_signed_map_sums_over_channels_and_keeps_its_sign():
+    attribution = np.zeros((5, 4, 2))
+    attribution[0, 0], attribution[1, 1], attribution[2, 2] = [3.0, -4.0], [1.0, 3.0], np.nan
+    shown = heatmap(attribution, signed=True, percentile=100)
+    expected = np.zeros((5, 4))
+    expected[0, 0], expected[1, 1], expected[2, 2] = -0.25, 1, np.nan
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_the_percentile_has_the_full_colour():
+    values = np.arange(101.0).reshape(1, 101)
+    np.testing.assert_allclose(heatmap(values, percentile=50)[0], np.minimum(values[0] / 50, 1))
+    np.testing.assert_allclose(heatmap(values, percentile=100)[0], values[0] / 100)
+    half = gallery(np.zeros((1, 101)), [values], ["", ""], percentile=50)
+    np.testing.assert_array_equal(shown_in(half.axes[1]), heatmap(values, percentile=50))
+
+
+def shown_in(ax):
+    return ax.images[0].get_array().data
+
+
+IMAGE = np.array([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [1, 1, 1]]])
+GREYS = np.array([[0.299, 0.587], [0.114, 1.0]])
+LIME = np.array([50, 205, 50]) / 255
+
+
+@pytest.mark.parametrize("white", [1.0, 255])
+def test_pixels_of_an_overlay(white):
+    """By hand: the colormap is grey, so that a magnitude is its colour, 0.5 is 128 / 255."""
+    image = IMAGE if white == 1 else (IMAGE * 255).astype(np.uint8)
+    attribution = np.array([[0.0, -1.0], [2.0, np.nan]])
+    drawn = shown_in(
+        overlay(image, attribution, alpha=0.6, percentile=100, colormap="gray").axes[0]
+    )
+    half = 128 / 255
+    np.testing.assert_allclose(drawn[0, 0], 0.299)
+    np.testing.assert_allclose(drawn[0, 1], 0.7 * 0.587 + 0.3 * half)
+    np.testing.assert_allclose(drawn[1, 0], 0.4 * 0.114 + 0.6)
+    np.testing.assert_allclose(drawn[1, 1], 0.4 + 0.6 * LIME)
+
+
+def test_pixels_of_a_signed_overlay():
+    drawn = shown_in(
+        overlay(IMAGE, [[0.0, -2.0], [2.0, 2.0]], alpha=1, signed=True, percentile=100).axes[0]
+    )
+    np.testing.assert_allclose(drawn[0, 0], 0.299)  # nothing over the image
+    np.testing.assert_allclose(drawn[0, 1], [0, 0, 1])
+    np.testing.assert_allclose(drawn[1], [[1, 0, 0], [1, 0, 0]])
+
+
+def test_white_shows_through_an_image():
+    image = np.concatenate([IMAGE, np.array([[[1.0], [0.5]], [[0.0], [1.0]]])], -1)
+    drawn = shown_in(overlay(image, np.zeros((2, 2))).axes[0])
+    np.testing.assert_allclose(drawn[..., 0], [[0.299, 0.587 / 2 + 0.5], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "shape", "message"),
+    [(0, (2, 2), "alpha must be"), (1.5, (2, 2), "alpha must be"), (0.5, (4, 4), "does not lie")],
+)
+def test_what_is_no_overlay(alpha, shape, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(IMAGE, np.ones(shape), alpha=alpha)
+
+
+def test_a_gallery_over_the_image_is_its_overlays():
+    maps = [np.eye(2), 1 - np.eye(2)]
+    figure = gallery(IMAGE, maps, ["input", "a", "b"], alpha=0.7)
+    np.testing.assert_array_equal(shown_in(figure.axes[0]), IMAGE)
+    for ax, attribution in zip(figure.axes[1:], maps, strict=True):
+        expected = shown_in(overlay(IMAGE, attribution, alpha=0.7).axes[0])
+        np.testing.assert_array_equal(shown_in(ax), expected)
+
+
+def test_signed_colours_are_white_at_zero_red_above_and_blue_below():
+    figure = gallery(np.zeros((2, 2)), [[[0.0, -1.0], [1.0, np.nan]]], ["", ""], signed=True)
+    drawn = figure.axes[1].images[0]
+    zero, below, above, missing = drawn.to_rgba(drawn.get_array())[..., :3].reshape(4, 3)
+    assert zero.min() > 0.96
+    assert below[2] - below[0] > 0.25
+    assert above[0] - above[2] > 0.25
+    np.testing.assert_allclose(missing, LIME)
+    assert drawn.get_clim() == (-1, 1)
+
+
+def bar_of(figure):
+    return figure.axes[-1].get_ylim()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_common_scale(signed):
+    small, large = np.linspace(-1, 1, 100).reshape(10, 10), np.full((10, 10), 4.0)
+    figure = gallery(
+        np.zeros((10, 10)), [small, large], ["", "", ""], signed=signed, common_scale=True
+    )
+    figure.savefig(io.BytesIO())
+    np.testing.assert_allclose(shown_in(figure.axes[1]), (small if signed else abs(small)) / 4)
+    np.testing.assert_array_equal(shown_in(figure.axes[2]), 1)
+    assert bar_of(figure) == (-4 if signed else 0, 4)
+    both = np.abs(np.stack([small, large / 8]))
+    figure = gallery(np.zeros((10, 10)), [small, large / 8], ["", "", ""], common_scale=True)
+    assert bar_of(figure)[1] == pytest.approx(np.percentile(both, 99))
+
+
+@pytest.mark.parametrize("settings", [{}, {"common_scale": True}, {"alpha": 0.5}])
+def test_a_grid_has_a_row_for_each_image_and_a_column_for_each_method(settings):
+    rng = np.random.default_rng(0)
+    images = [np.full((6, 8, 3), 0.1), np.full((6, 8), 200, np.uint8), np.zeros((6, 8, 1))]
+    maps = {"a": rng.normal(size=(3, 6, 8)), "b": list(rng.normal(size=(3, 6, 8, 2)))}
+    figure = grid(images, maps, **settings)
+    figure.savefig(io.BytesIO())
+    panels = np.array(figure.axes[:9]).reshape(3, 3)
+    assert [ax.get_title() for ax in panels[0]] == ["input", "a", "b"]
+    for row, image in enumerate(images):
+        assert shown_in(panels[row, 0]).flat[0] == image.flat[0]
+        for ax, column in zip(panels[row, 1:], maps.values(), strict=True):
+            expected = heatmap(column[row])
+            if "alpha" in settings:
+                expected = shown_in(overlay(image, column[row], alpha=0.5).axes[0])
+            if "common_scale" in settings:
+                pixels = [np.abs(maps["a"]), np.linalg.norm(maps["b"], axis=-1)]
+                limit = np.percentile(pixels, 99)
+                magnitude = pixels[0 if column is maps["a"] else 1][row]
+                expected = np.minimum(magnitude / limit, 1)
+            np.testing.assert_allclose(shown_in(ax), expected)
+    sizes = [ax.get_window_extent().size for ax in panels.flat]
+    np.testing.assert_allclose(sizes, np.broadcast_to(sizes[0], (9, 2)), rtol=1e-3)
+
+
+def test_what_is_no_grid():
+    with pytest.raises(TypeError, match="by its name"):
+        grid(np.zeros((2, 4, 4)), [np.zeros((2, 4, 4))])
+    with pytest.raises(ValueError, match=r"2 maps of 'a'.*got list of 1"):
+        grid(np.zeros((2, 4, 4)), {"a": [np.zeros((4, 4))]})
+    with pytest.raises(ValueError, match="got Estimate"):
+        grid(np.zeros((3, 4, 4)), {"a": Estimate(np.zeros((3, 4, 4)), np.zeros((3, 4, 4)), 9)})
+
+
+def test_a_map_and_its_error_have_one_scale():
+    mean = np.array([[[3.0, -4.0], [0, 0]]] * 2)
+    stderr = np.array([[[0.0, 1.0], [10.0, 0]]] * 2)
+    figure = mean_and_stderr(Estimate(mean, stderr, 7), percentile=100)
+    figure.savefig(io.BytesIO())
+    np.testing.assert_allclose(shown_in(figure.axes[0]), [[0.5, 0]] * 2)
+    np.testing.assert_allclose(shown_in(figure.axes[1]), [[0.1, 1]] * 2)
+    assert bar_of(figure) == (0, 10)
+    titles = [ax.get_title() for ax in figure.axes[:2]]
+    assert titles == ["mean of 7 draws", "standard error\nerror > signal"]
+    signed = mean_and_stderr(Estimate(-mean[..., 0], stderr[..., 0] / 20, 7), signed=True)
+    np.testing.assert_allclose(shown_in(signed.axes[0]), [[-1, 0]] * 2)
+    assert signed.axes[1].get_title() == "standard error\nrelative error 0.17"
+
+
+def test_what_has_no_error_to_draw():
+    with pytest.raises(TypeError, match="mean_and_stderr"):
+        mean_and_stderr(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match=r"pool\(explain, jnp\.sum\)"):
+        mean_and_stderr(Estimate(np.ones((4, 4, 2)), np.ones((4, 4, 2)), 9), signed=True)
+    with pytest.raises(TypeError, match="got dict"):
+        mean_and_stderr(Estimate({"a": np.ones((4, 4))}, {"a": np.zeros((4, 4))}, 9))
+
+
+def test_spectra_are_added_over_channels_and_begin_at_ring_one():
+    power = np.array([[9.0, 9.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]])
+    figure = power_spectrum(power)
+    power_spectrum(10 * power, label="tenfold", ax=figure.axes[0])
+    figure.savefig(io.BytesIO())
+    one, ten = figure.axes[0].lines
+    np.testing.assert_array_equal(one.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(one.get_ydata(), [3, np.nan, 7])
+    np.testing.assert_array_equal(ten.get_ydata(), [30, np.nan, 70])
+    assert one.get_color() != ten.get_color()
+    assert [words.get_text() for words in figure.axes[0].get_legend().get_texts()] == ["tenfold"]
+
+
+def test_the_spectrum_of_a_constant_is_empty():
+    power_spectrum(np.array([4.0, 0, 0])).savefig(io.BytesIO())
+
+
+def test_signal_is_drawn_against_noise():
+    found = SignalAndNoise(np.array([9.0, 5.0, 3.0]), np.array([9.0, 1.0, 4.0]), 50)
+    figure = power_spectrum(found)
+    figure.savefig(io.BytesIO())
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    np.testing.assert_equal(
+        drawn,
+        {"mean of 50 draws": [5, 3], "its noise": [1, 4], "without its noise": [4, np.nan]},
+    )
+
+
+SCORES = np.array([[1.0, 2.0, 5.0], [2.0, 2.5, 5.0], [0.5, 3.0, 9.0]])
+
+
+def search(cutoffs, scores, best, parsimonious, flat=False):
+    mean = scores.mean(0)
+    return CutoffSearch(np.array(cutoffs), mean, 0 * mean, scores, best, parsimonious, flat)
+
+
+def test_the_curve_of_cutoffs_has_paired_errors():
+    """The best is the second that was tried, the third place in order."""
+    figure = best_cutoff(search([3.0, np.inf, 0.5], SCORES, np.inf, 0.5))
+    figure.savefig(io.BytesIO())
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.5", "3", "none"]
+    line, _, (errors,) = ax.containers[0].lines
+    order = SCORES[:, [2, 0, 1]]
+    np.testing.assert_allclose(line.get_ydata(), order.mean(0))
+    gaps = order - order[:, [2]]
+    half = gaps.std(0, ddof=1) / np.sqrt(3)
+    ends = np.array([segment[:, 1] for segment in errors.get_segments()])
+    np.testing.assert_allclose(ends, order.mean(0)[:, None] + half[:, None] * [[-1, 1]])
+    marks = {line.get_label(): line.get_xdata().tolist() for line in ax.lines[-2:]}
+    assert marks == {"best: inf": [2], "parsimonious: 0.5": [0]}
+    assert ax.lines[0].get_ydata() == [2.5, 2.5]  # the dashed line is at the best
+
+
+def test_a_flat_curve_says_so_and_nan_marks_none():
+    assert "flat" in best_cutoff(search([1.0, 2, 3], SCORES, 3.0, 1.0, True)).axes[0].get_title()
+    nan = best_cutoff(search([1.0, 2, 3], SCORES * np.nan, np.nan, np.nan, True))
+    nan.savefig(io.BytesIO())
+    assert nan.axes[0].get_legend() is None
+
+
+def test_the_drop_has_a_band_of_one_error():
+    drops = Estimate(jnp.array([0.5, 0.0, 0.1]), jnp.array([0.2, 0.01, 0.05]), 25)
+    found = SigmaEstimate(jnp.float32(0.125), jnp.float32(0.02), Estimate(0.05, 0.01, 25))
+    figure = accuracy_drop(jnp.array([0.5, 0.01, 0.125]), drops, found=found)
+    figure.savefig(io.BytesIO())
+    ax = figure.axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0, 0.1, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0.01, 0.125, 0.5], rtol=1e-6)
+    corners = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(corners[np.isclose(corners[:, 0], 0.5), 1].max(), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(corners[np.isclose(corners[:, 0], 0.5), 1].min(), 0.3, rtol=1e-6)
+    (words,) = ax.get_legend().get_texts()
+    assert words.get_text() == "0.12 ± 0.02 costs 5%"
+
+
+def test_convergence_is_the_relative_error_of_the_first_draws():
+    rng = np.random.default_rng(0)
+    draws = {"a": 1 + rng.normal(size=(50, 30)), "b": 2 + rng.normal(size=(50, 2, 4))}
+    figure = convergence(draws)
+    figure.savefig(io.BytesIO())
+    line, guide = figure.axes[0].lines
+    counts = line.get_xdata()
+    assert counts[0] == 2
+    assert counts[-1] == 50
+    whole = np.concatenate([draws["a"], draws["b"].reshape(50, -1)], 1)
+    for n, error in zip(counts, line.get_ydata(), strict=True):
+        first = whole[:n]
+        stderr = first.std(0, ddof=1) / np.sqrt(n)
+        want = relative_error(Estimate(first.mean(0), stderr, n))
+        np.testing.assert_allclose(error, want if np.isfinite(want) else np.nan, rtol=1e-4)
+    np.testing.assert_allclose(guide.get_ydata()[0], line.get_ydata()[-1] * 5)
+
+
+def test_convergence_of_noise_alone_and_of_none():
+    signs = np.tile([[1.0], [-1.0]], (5, 4))
+    noise = convergence(signs, label="noise").axes[0]
+    assert np.isnan(noise.lines[0].get_ydata()[0])  # of 2 draws the mean is 0
+    noise.figure.savefig(io.BytesIO())
+    with pytest.raises(ValueError, match="at least 2"):
+        convergence(np.ones((1, 3)))
+    exact = convergence(np.ones((4, 3)))
+    exact.savefig(io.BytesIO())
+    assert np.isnan(exact.axes[0].lines[0].get_ydata()).all()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: best_cutoff(np.zeros(3)),
+        lambda: accuracy_drop([0.1], [0.1]),
+        lambda: power_spectrum({"a": np.zeros(3)}),
+    ],
+)
+def test_curves_of_something_else(draw):
+    with pytest.raises(TypeError, match="needs"):
+        draw()
+
+
+@pytest.mark.parametrize("levels", [[0.0, 0.1], [0.1], [[0.1, 0.2]]])
+def test_levels_that_do_not_fit(levels):
+    with pytest.raises(ValueError, match="levels above 0"):
+        accuracy_drop(levels, Estimate(np.zeros(2), np.zeros(2), 9))
+
+
+def test_a_figure_shows_itself():
+    shown = [
+        gallery(np.zeros((8, 8)), [np.eye(8)], ["a", "b"]),
+        bars(["a"], [1.0]),
+        text(["a"], [1.0]),
+        convergence(np.ones((3, 2)) + np.eye(3, 2)),
+    ]
+    for figure in shown:
+        assert figure._repr_png_().startswith(b"\x89PNG\r\n")
+        assert repr(figure).startswith("<Figure size")
+
+
+def test_no_picture_touches_the_global_state():
+    folder = pathlib.Path(plotting.__file__).parent
+    assert not any("import pyplot" in file.read_text() for file in folder.glob("*.py"))
+    assert not any("rcParams" in file.read_text() for file in folder.glob("*.py"))
+
+
+def test_figures_of_ones_own():
+    table = {"a": {"m": Estimate(1.0, 0.1, 9)}}
+    for draw in (
+        lambda figure: gallery(np.zeros((8, 8)), [np.eye(8)], ["", ""], figure=figure),
+        lambda figure: grid(np.zeros((1, 8, 8)), {"a": [np.eye(8)]}, figure=figure),
+        lambda figure: mean_and_stderr(Estimate(np.eye(8), np.eye(8), 9), figure=figure),
+        lambda figure: gallery(
+            np.zeros((8, 8)), [np.eye(8)], ["", ""], common_scale=True, figure=figure
+        ),
+        lambda figure: estimates(table, figure=figure),
+    ):
+        whole = Figure(layout="constrained")
+        left, right = whole.subfigures(1, 2)
+        assert draw(right) is right
+        whole.savefig(io.BytesIO())
+        assert not left.axes
+        assert right.axes
+
+
 def test_axes_of_ones_own():
     xs = np.random.default_rng(0).normal(size=(9, 2))
     for draw in (
+        lambda ax: overlay(np.zeros((8, 8)), np.eye(8), ax=ax),
+        lambda ax: power_spectrum(np.ones(5), ax=ax),
+        lambda ax: best_cutoff(search([1.0, 2, 3], SCORES, 3.0, 1.0), ax=ax),
+        lambda ax: accuracy_drop([0.1, 0.2], Estimate(np.zeros(2), np.ones(2), 9), ax=ax),
+        lambda ax: convergence(np.eye(4) + 1, ax=ax),
         lambda ax: text(PIECES, NUMBERS, ax=ax),
         lambda ax: bars(["a", "b"], xs[0], ax=ax),
         lambda ax: beeswarm(["a", "b"], xs, xs, ax=ax),
@@ -305,7 +645,7 @@ def test_axes_of_ones_own():
         assert draw(right) is figure
         figure.savefig(io.BytesIO())
         assert not left.has_data()
-        assert right.patches or right.collections
+        assert right.has_data() or right.patches
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Methods: functions that take a score and return an explainer."""
 
+from smoothjax._shown import listed as _listed
 from smoothjax.attribution import lrp_rules as lrp_rules
 from smoothjax.attribution.baselines import blur as blur
 from smoothjax.attribution.baselines import channel_mean as channel_mean
@@ -20,3 +21,5 @@ from smoothjax.attribution.occlusion import occlusion as occlusion
 from smoothjax.attribution.rise import rise as rise
 from smoothjax.attribution.smoothdiff import smoothdiff as smoothdiff
 from smoothjax.attribution.sobol import sobol as sobol
+
+__dir__ = _listed(globals(), "lrp_rules")

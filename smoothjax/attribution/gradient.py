@@ -14,6 +14,7 @@ import numpy as np
 from smoothjax import reductions
 from smoothjax._checks import check_differentiable, check_leading_axis, require
 from smoothjax._loop import accumulate, check_count, monte_carlo
+from smoothjax._shown import shown
 from smoothjax._transform import at_argument, transform
 from smoothjax._trees import (
     check_has_inexact,
@@ -99,6 +100,7 @@ def input_times_gradient(score: Score, *, argnum: int = 1) -> Explainer:
     return explain
 
 
+@shown
 def gauss_legendre(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the nodes and weights of Gauss-Legendre quadrature on [0, 1], in float64.
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from smoothjax._checks import check_function, check_number, check_ordered, require
+from smoothjax._shown import listed
 from smoothjax._transform import name_of, noted
 from smoothjax.attribution._layers import Layer as Layer
 from smoothjax.attribution._layers import parts, ratio
@@ -231,3 +232,6 @@ def _by_sign(layer, a):
     p, n, divide = layer.contributions(*parts(a))
     up, down = parts(layer(jnp.zeros_like(a)))
     return p + up, n + down, divide
+
+
+__dir__ = listed(globals(), "Layer")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from smoothjax._checks import check_integer, check_number, require
+from smoothjax._progress import with_bar
 from smoothjax._transform import noted
 from smoothjax._trees import combine, is_array, partition
 
@@ -56,6 +57,7 @@ def tune_chunk_size(
     candidates: Sequence[int] = (1, 2, 4, 8, 16, 32),
     memory_limit: float = math.inf,
     repeats: int = 3,
+    progress: bool = True,
 ) -> ChunkTuning:
     """Returns the chunk size with which a function runs fastest on the device at hand.
 
@@ -72,6 +74,7 @@ def tune_chunk_size(
         result, which `args` are not among. A candidate that the device runs out of memory with is
         skipped likewise.
       repeats: how often each candidate is timed.
+      progress: whether to show bars. They need tqdm; if that is not installed, none is shown.
 
     Returns:
       A `ChunkTuning`; print it to see the table.
@@ -97,7 +100,7 @@ def tune_chunk_size(
     arrays, others = partition(args, is_array)  # a model may hold functions
 
     needed, programs = {}, {}
-    for size in sizes:
+    for size in with_bar(sizes, "compile", "size", show=progress):
         program = _compiled(build(size), arrays, others)
         needed[size] = _bytes(program)
         too_large = needed[size] > memory_limit  # not where it is not known
@@ -106,7 +109,7 @@ def tune_chunk_size(
     require(programs, f"no candidate fits into {memory_limit} bytes; they need {needed}.")
 
     seconds = {size: [] for size in programs}
-    for _ in range(repeats):
+    for _ in with_bar(range(repeats), "time", "round", show=progress):
         for size, program in programs.items():
             seconds[size].append(_seconds(program, arrays))
     table = tuple(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from smoothjax._shown import plus_minus
 from smoothjax._statistics import t_test
 from smoothjax.reductions import Estimate
 
@@ -16,11 +17,11 @@ _EPSILON = np.finfo(np.float32).eps.item()
 
 
 class Comparison(NamedTuple):
-    """A paired comparison of two neighbours in a ranking.
+    """A paired comparison of two explainers in a ranking.
 
     Attributes:
       better: the explainer of the better mean.
-      worse: the next one.
+      worse: the other.
       difference: the mean over examples of the scores of `better` minus those of `worse`.
       stderr: the standard error of this mean.
       p_value: of the paired t-test that it is 0, two-sided, times the number of pairs of
@@ -50,24 +51,54 @@ class Comparison(NamedTuple):
 class Ranking(NamedTuple):
     """The explainers by one metric, best first; its `str` is a list of them.
 
+    A notebook shows the table of all pairs.
+
     Attributes:
       metric: the metric's name.
       lower_is_better: its direction.
       estimates: the mean score of each explainer, an `Estimate`, in the order of the ranking.
-      comparisons: of each explainer with the next one.
+      pairs: the `Comparison` of each pair of explainers, by their names, the better first.
     """
 
     metric: str
     lower_is_better: bool
     estimates: dict[str, Estimate]
-    comparisons: list[Comparison]
+    pairs: dict[tuple[str, str], Comparison]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The comparison of each explainer with the next one."""
+        return [self.pairs[pair] for pair in itertools.pairwise(self.estimates)]
+
+    def pairwise(self) -> str:
+        """Returns a Markdown table of the p-value of each pair of explainers.
+
+        A row is an explainer, a column one that is above it in the ranking. Bold is what differs; a
+        p-value in parentheses is of a difference that favours the lower one (`Comparison.agrees`).
+        """
+        names = list(self.estimates)
+        rows = [["", "mean", *map(str, range(1, len(names)))]]
+        for i, name in enumerate(names):
+            tests = [self.pairs[above, name] for above in names[:i]]
+            cells = [*map(_p_value, tests), *[""] * (len(names) - 1 - i)]
+            rows.append([f"{i + 1}. {name}", plus_minus(self.estimates[name]), *cells])
+        return _markdown(rows)
+
+    def _repr_markdown_(self) -> str:
+        return (
+            f"{_cell_text(self.metric)}: {self._direction} is better. p-values of paired t-tests, "
+            f"corrected for the number of pairs; bold differs beyond chance.\n\n{self.pairwise()}"
+        )
+
+    @property
+    def _direction(self):
+        return "lower" if self.lower_is_better else "higher"
 
     def __str__(self) -> str:
         """Returns a line for each explainer, which says how it differs from the one above."""
-        names, means = list(self.estimates), list(map(_plus_minus, self.estimates.values()))
+        names, means = list(self.estimates), list(map(plus_minus, self.estimates.values()))
         widths = max(map(len, names)), max(map(len, means))
-        direction = "lower" if self.lower_is_better else "higher"
-        lines = [f"{self.metric}: {direction} is better; each is compared with the one above"]
+        lines = [f"{self.metric}: {self._direction} is better; each is compared with the one above"]
         for i, (name, mean) in enumerate(zip(names, means, strict=True)):
             line = f"{i + 1:2d}. {name:{widths[0]}}  {mean:{widths[1]}}"
             if i > 0:
@@ -112,17 +143,18 @@ class Evaluation:
             rows.append(
                 [explainer, *(_cell(_mean(scores), len(scores)) for scores in row.values())]
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        rows.insert(1, ["-" * width for width in widths])
-        return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in rows)
+        return _markdown(rows)
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
 
     def ranking(self, metric: str, *, lower_is_better: bool) -> Ranking:
-        """Returns the explainers from best to worst mean, each compared with the next.
+        """Returns the explainers from best to worst mean, each compared with each.
 
-        Neighbours are compared by a paired t-test on the examples that both have a score on. It
-        takes their mean difference to be normal: beware of few examples with a few large scores.
-        Who are neighbours is known from the same scores, so p-values are Bonferroni's: times the
-        number of all pairs of explainers. They do not correct for looking at many metrics.
+        Two are compared by a paired t-test on the examples that both have a score on. It takes
+        their mean difference to be normal: beware of few examples with a few large scores. p-values
+        are Bonferroni's, times the number of all pairs of explainers. They do not correct for
+        looking at many metrics.
 
         Args:
           metric: its name.
@@ -147,11 +179,13 @@ class Evaluation:
         order = sorted(columns, key=place)
         num_pairs = math.comb(len(order), 2)
         sign = -1 if lower_is_better else 1
-        comparisons = [
-            _compare(better, worse, columns[better], columns[worse], num_pairs, sign)
-            for better, worse in itertools.pairwise(order)
-        ]
-        return Ranking(metric, lower_is_better, {n: means[n] for n in order}, comparisons)
+        pairs = {
+            (better, worse): _compare(
+                better, worse, columns[better], columns[worse], num_pairs, sign
+            )
+            for better, worse in itertools.combinations(order, 2)
+        }
+        return Ranking(metric, lower_is_better, {n: means[n] for n in order}, pairs)
 
     def to_json(self) -> str:
         """Returns the scores as JSON, numbers that are not finite as strings like "NaN"."""
@@ -236,16 +270,24 @@ def _compare(better, worse, scores, others, num_pairs, sign):
 
 def _cell(estimate, num):
     count = f" (n = {estimate.num_samples})" if estimate.num_samples < num else ""
-    return _plus_minus(estimate) + count
+    return plus_minus(estimate) + count
 
 
-def _plus_minus(estimate):
-    """The mean and its error, to two digits of the error."""
-    mean, stderr, _ = estimate
-    if not (0 < stderr < math.inf and math.isfinite(mean)):
-        return f"{mean:.4g} ± {stderr:.2g}"
-    decimals = 1 - math.floor(math.log10(stderr))
-    if decimals > 6 or abs(mean) > 1e6:
-        digits = decimals + math.floor(math.log10(abs(mean) or stderr))
-        return f"{mean:.{min(max(0, digits), 16)}e} ± {stderr:.1e}"
-    return f"{mean:.{max(0, decimals)}f} ± {stderr:.{max(0, decimals)}f}"
+def _p_value(test):
+    text = f"{test.p_value:.2g}"
+    if test.differ:
+        return f"**{text}**"
+    return text if test.agrees else f"({text})"
+
+
+def _markdown(rows):
+    """A Markdown table, whose first row is its head."""
+    rows = [list(map(_cell_text, cells)) for cells in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in rows)
+
+
+def _cell_text(text):
+    """A name as the text of a cell: what would end the cell is escaped."""
+    return text.replace("|", "\\|").replace("\n", " ")

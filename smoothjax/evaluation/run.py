@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothjax._checks import check_integer, require
+from smoothjax._progress import with_bar
 from smoothjax._transform import is_stochastic, keyed, name_of, noted
 from smoothjax._trees import combine, is_array, partition
 from smoothjax._typing import Explainer, Metric, PyTree
@@ -157,9 +158,8 @@ def evaluate(
                 if not record.holds(name, batch.start, batch.size):
                     yield name, batch
 
-    items = work()
-    if progress:
-        items = _with_bar(items, _num_items(num_examples(examples), batch_size, record))
+    total = _num_items(num_examples(examples), batch_size, record)
+    items = with_bar(work(), "evaluate", "batch", show=progress, total=total)
     with contextlib.closing(record):
         for name, batch in items:
             length = len(jax.tree.leaves(batch.example)[0])
@@ -314,14 +314,6 @@ def _num_items(num, batch_size, record):
         return None
     all_batches = [(start, min(batch_size, num - start)) for start in range(0, num, batch_size)]
     return sum(not record.holds(name, *batch) for name in record.scores for batch in all_batches)
-
-
-def _with_bar(items, total):
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    return tqdm(items, desc="evaluate", total=total, unit="batch")
 
 
 def _check_settings(explainers, metrics, explainer_metrics):

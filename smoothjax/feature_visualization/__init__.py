@@ -5,6 +5,7 @@ written, how it is shaken before the network sees it, and what it is charged for
 that are passed in.
 """
 
+from smoothjax._shown import listed as _listed
 from smoothjax.feature_visualization.activation_maximization import (
     Visualization as Visualization,
 )
@@ -22,3 +23,5 @@ from smoothjax.feature_visualization.parameterizations import maco as maco
 from smoothjax.feature_visualization.parameterizations import pixels as pixels
 from smoothjax.feature_visualization.penalties import l2 as l2
 from smoothjax.feature_visualization.penalties import total_variation as total_variation
+
+__dir__ = _listed(globals(), "PHOTO_COLORS")

@@ -26,10 +26,16 @@ class Parameterization(NamedTuple):
     Attributes:
       init: `init(key, shape)` returns the coefficients to begin with, a pytree of real arrays.
       image: `image(coefficients, shape)` returns the image of that shape, of unbounded numbers.
+      shown: what its repr says.
     """
 
     init: Callable[[jax.Array, Shape], PyTree]
     image: Callable[[PyTree, Shape], jax.Array]
+    shown: str = "Parameterization(...)"
+
+    def __repr__(self) -> str:
+        """Returns how it was made, where Python would print the addresses of its functions."""
+        return self.shown
 
 
 @noted

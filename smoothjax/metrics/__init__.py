@@ -1,5 +1,6 @@
 """Metrics: how good an attribution, or an explainer, is."""
 
+from smoothjax._shown import listed as _listed
 from smoothjax.metrics.axiom import completeness_error as completeness_error
 from smoothjax.metrics.complexity import entropy as entropy
 from smoothjax.metrics.complexity import expected_frequency as expected_frequency
@@ -47,3 +48,5 @@ from smoothjax.metrics.similarity import cosine as cosine
 from smoothjax.metrics.similarity import pearson as pearson
 from smoothjax.metrics.similarity import spearman as spearman
 from smoothjax.metrics.similarity import ssim as ssim
+
+__dir__ = _listed(globals())

@@ -10,6 +10,7 @@ import numpy as np
 from smoothjax._axes import IMAGE, check_axes
 from smoothjax._checks import check_function, require
 from smoothjax._loop import check_count
+from smoothjax._shown import shown
 from smoothjax._transform import noted
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import Axes, Metric, Score
@@ -21,6 +22,7 @@ from smoothjax.metrics.curves import Curve
 _LEVELS = 100
 
 
+@shown
 @noted
 def residual_bits(image: jax.Array) -> jax.Array:
     """Returns an estimate of the bits that it takes to write down an image.

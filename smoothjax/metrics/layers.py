@@ -9,11 +9,13 @@ import numpy as np
 
 from smoothjax._checks import check_integer, require
 from smoothjax._perturb import perturbation
+from smoothjax._shown import shown
 from smoothjax._transform import noted
 from smoothjax._trees import check_has_inexact, is_inexact, path_string, resolve, wide_dtype
 from smoothjax._typing import PyTree, Rule
 
 
+@shown
 @noted
 def redraw(key: jax.Array, params: PyTree) -> PyTree:
     """Returns params with each leaf drawn anew, normal with the mean and deviation that it had.

@@ -16,11 +16,13 @@ import numpy as np
 
 from smoothjax._axes import check_channels_last
 from smoothjax._checks import require
+from smoothjax._shown import shown
 from smoothjax._transform import noted
 from smoothjax.metrics._arguments import check_attribution
 from smoothjax.metrics._ranking import ranks
 
 
+@shown
 @noted
 def spearman(a: Any, b: Any) -> jax.Array:
     """Returns Spearman's rank correlation of two maps: Pearson's of their ranks.
@@ -97,6 +99,7 @@ def cosine(a: Any, b: Any) -> jax.Array:
     return jnp.where(nothing, 0, jnp.clip(found, -1, 1))
 
 
+@shown
 @noted
 def ssim(a: Any, b: Any) -> jax.Array:
     """Returns the structural similarity of two maps, taken as pictures.

@@ -5,6 +5,7 @@ Frequencies are radii in cycles per image: bin k of an axis of n elements has th
 norm over the filtered axes. So a disc of radii is isotropic in the image, whatever its shape.
 """
 
+from smoothjax._shown import listed as _listed
 from smoothjax.spectral.cutoff import CutoffSearch as CutoffSearch
 from smoothjax.spectral.cutoff import best_cutoff as best_cutoff
 from smoothjax.spectral.filters import butterworth as butterworth
@@ -16,3 +17,5 @@ from smoothjax.spectral.wiener import SignalAndNoise as SignalAndNoise
 from smoothjax.spectral.wiener import power_spectrum as power_spectrum
 from smoothjax.spectral.wiener import signal_and_noise as signal_and_noise
 from smoothjax.spectral.wiener import wiener as wiener
+
+__dir__ = _listed(globals())

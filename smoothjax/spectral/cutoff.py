@@ -13,7 +13,7 @@ from smoothjax._checks import check_function, check_leading_axis, check_scalar, 
 from smoothjax._statistics import t_test
 from smoothjax._transform import is_stochastic, keyed, noting, transform
 from smoothjax._typing import Explainer, Metric
-from smoothjax.reductions import summary
+from smoothjax.reductions import png, summary
 from smoothjax.spectral._fourier import check_cutoff
 from smoothjax.spectral.filters import forgrad
 
@@ -41,6 +41,10 @@ class CutoffSearch(NamedTuple):
     best: jax.Array
     parsimonious: jax.Array
     flat: jax.Array
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows, where matplotlib is installed."""
+        return png("best_cutoff", self) if np.ndim(self.cutoffs) == 1 else None
 
 
 def _either_takes_key(settings):

@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from smoothjax._axes import IMAGE, LAST, Default, check_pooled_axis
 from smoothjax._checks import check_function, check_integer, require
+from smoothjax._shown import shown
 from smoothjax._transform import noted, transform
 from smoothjax._trees import wide_dtype
 from smoothjax._typing import Axes, Explainer
@@ -28,6 +29,7 @@ from smoothjax.spectral._fourier import (
 Window = Callable[[Any, Any], Any]
 
 
+@shown
 def disc(radius: Any, cutoff: Any) -> Any:
     """Returns the gain of the ideal low-pass: True where `radius <= cutoff`, to a part in 1e6.
 
@@ -122,6 +124,7 @@ def lowpass(
     return map_leaves(explain, lambda leaf: _filter(real_map(leaf), cutoff, axes, window))
 
 
+@shown
 @transform
 def forgrad(
     explain: Explainer,

@@ -15,6 +15,7 @@ except ImportError as error:
         f'smoothjax.zoo needs {error.name}: pip install "smoothjax[zoo]"', name=error.name
     ) from error
 
+from smoothjax._shown import listed as _listed
 from smoothjax.zoo.checkpoint import CheckpointError as CheckpointError
 from smoothjax.zoo.network import Network as Network
 from smoothjax.zoo.network import load as load
@@ -22,3 +23,5 @@ from smoothjax.zoo.photos import PhotoError as PhotoError
 from smoothjax.zoo.photos import open_photo as open_photo
 from smoothjax.zoo.text import TextNetwork as TextNetwork
 from smoothjax.zoo.text import Tokens as Tokens
+
+__dir__ = _listed(globals())

@@ -26,6 +26,7 @@ _OTHERS = {
 }
 # The chunks of a WebP that hold its picture, and the flags of those of its metadata.
 _PICTURE, _METADATA = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF"), 0x20 | 0x08 | 0x04
+_SUFFIXES = (".heic", ".heif", ".avif")  # of what is opened to be refused by name
 _SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
 
 
@@ -58,6 +59,25 @@ def open_photo(path: str | os.PathLike[str]) -> np.ndarray:
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PhotoError(f"cannot open the photo {name!r}: {reason}") from error
+
+
+def photos_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Returns the paths of the photos in a folder, in the order of their names.
+
+    Args:
+      folder: its path. Folders in it are not looked into, nor hidden files.
+
+    Returns:
+      The files whose suffix is that of a photo, also of a format that `open_photo` refuses.
+    """
+    known = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+    return [
+        str(path)
+        for path in sorted(pathlib.Path(folder).iterdir())
+        if path.suffix.lower() in known.union(_SUFFIXES)
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

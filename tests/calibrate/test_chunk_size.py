@@ -184,3 +184,11 @@ def test_the_table_reads_well():
 def test_bad_settings_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         tune_chunk_size(**{"build": outer, "candidates": (1,), **options})
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_of_both_loops(progress, capsys):
+    tune_chunk_size(outer, X, candidates=(1, 2), repeats=3, progress=progress)
+    shown = capsys.readouterr().err
+    assert ("compile: 100%" in shown) == ("2/2" in shown) == progress
+    assert ("time: 100%" in shown) == ("3/3" in shown) == progress
