@@ -19,7 +19,7 @@ import smoothjax as sj
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 TEXTS = {name: page.read_text(encoding="utf-8") for name, page in PAGES.items()}
-LIBRARIES = 5  # that the README shows a model of
+LIBRARIES = 4  # that the README shows a model of
 
 
 def blocks(page):
