@@ -46,9 +46,11 @@ FUNCTIONS = {
     "where": (lambda z: jnp.where(z > 0, z, 0.0), 1 - below(0)),
     "where, turned": (lambda z: jnp.where(0.5 >= z, 0.5, z), 1 - below(0.5)),
     "product": (lambda z: z * (z > 0).astype(z.dtype), 1 - below(0)),
+    "product with an integer": (lambda z: z * (z > 0).astype(int).astype(z.dtype), 1 - below(0)),
     "relu6": (lambda z: jax.nn.relu6(4 * z) / 4, below(1.5) - below(0)),
     "clip": (lambda z: jnp.clip(z, -1, 0.5), below(0.5) - below(-1)),
     "clamp": (lambda z: lax.clamp(0.0, z, jnp.inf), 1 - below(0)),
+    "least number": (lambda z: jnp.maximum(z, jnp.finfo(z.dtype).min), jnp.ones(8)),
     "leaky": (lambda z: jax.nn.leaky_relu(z, 0.2), 1 - 0.8 * below(0)),
     "learned slopes": (lambda z: jnp.where(z >= 0, z, V * z), 1 - below(0) + V * below(0)),
     "abs": (jnp.abs, 1 - 2 * below(0)),
@@ -85,6 +87,7 @@ def test_hard_swish_against_draws(key):
         Piecewise([0.0], [(0.0,), (0.0, 1.0)]),
         Piecewise([0.0, 6.0], [(0.0,), (0.0, 1.0), (6.0,)]),
         Piecewise([-1.0, 2.0], [(1.0, -2.0), (3.0,), (0.0, 0.5, 0.25)]),
+        Piecewise([-3e38, 3e38], [(-3e38,), (0.0, 1.0), (3e38,)]),  # squares of kinks are infinite
     ],
 )
 def test_moments_against_quadrature(function):
@@ -501,6 +504,9 @@ UNSUPPORTED = {
     "gate": (lambda x: jnp.sum(jax.nn.relu(x) * jnp.flip(x)), "mul"),
     "learned threshold": (lambda x: jnp.maximum(x @ W, V) @ V, "max"),
     "selected by another": (lambda x: jnp.where(jnp.flip(x) > 0, x, 0) @ X, "select_n"),
+    "whole numbers": (lambda x: (3 * x).astype(int).astype(x.dtype) @ X, "convert_element_type"),
+    "is not zero": (lambda x: jnp.sum(x * x.astype(bool).astype(x.dtype)), "convert_element_type"),
+    "bits": (lambda x: (~(x > 0).astype(int)).astype(x.dtype) @ X, "not"),
     "while": (lambda x: lax.while_loop(lambda c: c[0] < 9, lambda c: abs(c) + 1, x) @ X, "while"),
     "cond": (lambda x: lax.cond(x[0] > 0, jax.nn.relu, jnp.negative, x) @ X, "cond"),
     "linear cond": (lambda x: lax.cond(x[0] > 0, jnp.flip, jnp.negative, x) @ X, "cond|gt"),
