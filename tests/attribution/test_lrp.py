@@ -491,6 +491,8 @@ def test_what_is_no_layer():
     """Sums written as products lose nothing to z-plus; constants and stopped paths have none."""
     np.testing.assert_allclose(relevance(lambda x: x @ jnp.ones(6), rules.zplus()), X, rtol=1e-5)
     np.testing.assert_array_equal(relevance(lambda x: jnp.sum(W1)), jnp.zeros(6))
+    close(relevance(lambda x: lax.scan(lambda total, y: (total + y, None), 0.0, x)[0]), X)
+    close(relevance(lambda x: lax.scan(lambda y, _: (abs(y), None), x, None, 2)[0] @ X), abs(X) * X)
 
     def stopped(x):
         jax.debug.callback(lambda x: None, x)

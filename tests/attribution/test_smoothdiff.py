@@ -483,6 +483,13 @@ def test_a_scan_is_unrolled(key):
     np.testing.assert_allclose(*maps, rtol=1e-5)
 
 
+def test_a_scan_may_be_linear(key):
+    def score(params, x):
+        return lax.scan(lambda total, row: (total + row, None), 0.0, x)[0]
+
+    np.testing.assert_array_equal(sj.smoothdiff(score, SIGMA)(key, None, X), jnp.ones(6))
+
+
 def test_a_stochastic_score(key):
     explain = sj.smoothdiff(sj.noisegrad(lambda p, x: jnp.sum(x * p), 0.1, num_samples=1), SIGMA)
     assert cosine(explain(key, X, X), X) > 0.9
