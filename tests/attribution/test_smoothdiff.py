@@ -40,6 +40,7 @@ def below(threshold):
 # Functions of one number, and the mean of their derivative for z ~ N(MEAN, STD^2).
 FUNCTIONS = {
     "relu": (jax.nn.relu, 1 - below(0)),
+    "relu of a half": (lambda z: jax.nn.relu(z / 2), (1 - below(0)) / 2),
     "maximum": (lambda z: jnp.maximum(z, 0.3), 1 - below(0.3)),
     "maximum of an array": (lambda z: jnp.maximum(z, jnp.zeros_like(z)), 1 - below(0)),
     "minimum": (lambda z: jnp.minimum(0.3, z), below(0.3)),
@@ -176,6 +177,9 @@ MAXIMA = {
     "max": lambda x: jnp.max(x[:2]),
     "pool": lambda x: linen.max_pool(x[None, :2, None], (2,), (2,))[0, 0, 0],
     "padded pool": lambda x: linen.max_pool(x[None, :2, None], (3,), (1,), "SAME")[0, 0, 0],
+    "dilated pool": lambda x: lax.reduce_window(
+        x[:2], -jnp.inf, lax.max, (2,), (1,), "VALID", base_dilation=(2,), window_dilation=(2,)
+    )[0],
     "tree": lambda x: jnp.maximum(jnp.max(x[:2]), x[2] - 99),
 }
 
