@@ -249,6 +249,16 @@ def test_maxima_stay_where_the_function_is_used_besides():
     assert kinds(pool_and_sum) == ["Piecewise", "Maximum"]
 
 
+def test_variances_are_known_after_a_maximum_but_not_after_one_more_layer():
+    def exact(score):
+        known = plan(trace(lambda z: jnp.sum(score(z)), [X], lambda call: not call.is_linear))
+        return [isinstance(known.rules[e], Piecewise) for e in known.exact].count(True)
+
+    assert exact(lambda z: jax.nn.relu(pool(z) - 1)) == 1
+    assert exact(lambda z: jax.nn.relu(z @ W)) == 1
+    assert exact(lambda z: jax.nn.relu(pool(z) @ W[:3])) == 0
+
+
 def cosine(a, b):
     return float(jnp.vdot(a, b) / jnp.sqrt(jnp.vdot(a, a) * jnp.vdot(b, b)))
 
