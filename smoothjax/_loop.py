@@ -37,8 +37,9 @@ from smoothjax.reductions import (
 # Fewer draws than these estimate their own variance too badly to stop on it.
 MIN_DRAWS_TO_STOP = 16
 
-# How many evaluations are made at once by default: for a photo, and at most. Memory is theirs.
-_CHUNK, _MOST, _PHOTO = 10, 50, 224 * 224 * 3
+# The default chunk: 10 evaluations of an x of as many numbers as a photo, and more for a smaller x,
+# in proportion, for the same memory; but at most 50.
+_CHUNK, _LARGEST_CHUNK, _PHOTO = 10, 50, 224 * 224 * 3
 
 Body = Callable[[jax.Array], PyTree]
 
@@ -85,7 +86,8 @@ def accumulate(
     Args:
       reduction: see `smoothjax.reductions`.
       chunk_size: how many indices are evaluated at once, under `vmap`; a remainder is legal. None:
-        10, or up to 50 for an x that is smaller than a photo.
+        10, or up to 50 for an x, what each evaluation is about as large as, that is smaller than a
+        photo.
       tolerance: if given, stop at the first chunk after which the relative error is below it.
       sharding: if given, how the indices of a chunk are laid out over devices.
     """
@@ -138,7 +140,7 @@ def accumulate(
 def _default_chunk(num: int, x: PyTree) -> int:
     """The chunk of a number of evaluations, with no remainder where that costs less than half."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(x) if is_array(leaf))
-    most = min(num, max(_CHUNK, min(_MOST, _CHUNK * _PHOTO // max(size, 1))))
+    most = min(num, max(_CHUNK, min(_LARGEST_CHUNK, _CHUNK * _PHOTO // max(size, 1))))
     divisors = [chunk for chunk in range(-(-most // 2), most + 1) if num % chunk == 0]
     return max(divisors, default=most)
 

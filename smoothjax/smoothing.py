@@ -2,7 +2,7 @@
 
 Each takes an explainer `explain(params, x, *rest)` and returns `smoothed(key, params, x, *rest)`.
 They differ in which argument the noise is on, how it is combined, how large it is, and what is
-taken of the draws.
+taken of the draws. What they share, the draw itself, is `_smooth`, at the end.
 """
 
 from typing import Any

@@ -510,6 +510,8 @@ def test_missing_and_infinite_values_stay_what_they_are_and_do_not_count():
     assert sj.adaptive((0.0, 4.0))(x)[0] == 0
     for nothing in (jnp.full(3, jnp.nan), jnp.array([jnp.inf, 2.0]), jnp.full(2, -jnp.inf)):
         assert sj.noise.span(nothing) == 0
+    column_of_nothing = jnp.array([[1.0, jnp.nan], [3.0, jnp.nan]])
+    np.testing.assert_array_equal(sj.noise.span(column_of_nothing, 0), [2.0, 0.0])
     gradient = jax.grad(lambda x: sj.relative(1.0)(x))(x)
     np.testing.assert_array_equal(gradient, [0.0, -1.0, 1.0, 0.0])
 

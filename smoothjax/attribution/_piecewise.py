@@ -89,7 +89,7 @@ def piecewise(program: Program) -> Piecewise:
     functions: dict[Operand, Piecewise] = {program.inputs[0]: Piecewise((), ((0.0, 1.0),))}
     for equation in program.equations:
         rule = _RULES.get(equation.primitive)
-        if rule is None:
+        if rule is None or not _is_of_numbers(equation):
             raise Unknown(equation)
         operands = [functions.get(operand) or _constant(operand) for operand in equation.operands]
         try:
@@ -101,6 +101,16 @@ def piecewise(program: Program) -> Piecewise:
 
 class _NotKnown(Exception):
     pass
+
+
+def _is_of_numbers(equation):
+    """Whether it is what its rule says: integers are cut off, and have bits in place of truth."""
+    output, *inputs = (v.aval.dtype for v in [*equation.outputs, *equation.inputs])
+    if jnp.issubdtype(output, jnp.bool_):
+        return equation.primitive != "convert_element_type"  # which is x != 0
+    return jnp.issubdtype(output, jnp.inexact) or all(
+        jnp.issubdtype(dtype, jnp.bool_) for dtype in inputs
+    )
 
 
 def _constant(operand: Operand) -> Piecewise:
@@ -209,8 +219,8 @@ def _inside(interval):
     """A number in an interval."""
     low, high = interval
     if np.isinf(low):
-        return 0.0 if np.isinf(high) else high - 1
-    return low + 1 if np.isinf(high) else (low + high) / 2
+        return 0.0 if np.isinf(high) else high - max(1.0, abs(high))
+    return low + max(1.0, abs(low)) if np.isinf(high) else (low + high) / 2
 
 
 def _value(polynomial, z):
@@ -246,7 +256,12 @@ def _partial(polynomial, low, high):
             moment = moment - (0.0 if high is None else high[0] ** (n - 1) * high[2])
         moments.append(moment)
     terms = zip(polynomial, moments, strict=True)
-    return sum(c * moment for c, moment in terms if not (_is_number(c) and c == 0))
+    # A bound that is never reached may be as large as its dtype allows, and its square infinite.
+    return sum(
+        jnp.where(moment == 0, 0, c) * moment
+        for c, moment in terms
+        if not (_is_number(c) and c == 0)
+    )
 
 
 def _cdf(t):

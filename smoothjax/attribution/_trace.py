@@ -40,7 +40,8 @@ def trace(fun: Callable, leaves: Sequence[Any], opens: Callable[[Equation], bool
       fun: a function of arrays that returns a real scalar.
       leaves: the arrays that its equations are to depend on.
       opens: whether a call, given as an equation with a body, is to be replaced by its body: one
-        with a custom derivative, a checkpointed one, or a branch. Calls of `jax.jit` always are.
+        with a custom derivative, a checkpointed one, a branch, or a loop. Calls of `jax.jit` always
+        are.
 
     Returns:
       The program, without the equations that its outputs do not need.

@@ -96,7 +96,7 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     _check_rule(rules, "rules")
 
     def attribute(score_of, leaves):
-        whole = trace(score_of, leaves, lambda call: not (call.is_linear or _is_activation(call)))
+        whole = trace(score_of, leaves, _opens)
         program, layers = with_layers(_with_softmaxes(whole))
         of_x: dict[Variable, Any] = dict.fromkeys(program.inputs, 0)  # what rules give x itself
 
@@ -127,6 +127,10 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
         return [x * c + of_x[variable] for x, variable, c in ratios]
 
     return by_rules(score, argnum, attribute)
+
+
+def _opens(call):
+    return call.primitive == "scan" or not (call.is_linear or _is_activation(call))
 
 
 def _passed_on(equation, *inputs):

@@ -123,7 +123,7 @@ def smoothdiff(
                 filter(is_inexact, jax.tree.leaves(noisy(jax.random.fold_in(noise_key, i))))
             )
 
-        known = plan(trace(score_of, leaves, opens=lambda call: not call.is_linear))
+        known = plan(trace(score_of, leaves, opens=_opens))
         sampled, shares = _sample(known, leaves, noisy_leaves, num_pairs)
         places = [i for i, leaf in enumerate(jax.tree.leaves(x)) if is_inexact(leaf)]
         inputs = [
@@ -137,6 +137,10 @@ def smoothdiff(
         return combine(treedef.unflatten(attributions), jax.tree.map(without_numbers, others))
 
     return explain
+
+
+def _opens(call):
+    return not call.is_linear or call.primitive == "scan"
 
 
 def _sample(
@@ -168,7 +172,7 @@ def _sample(
 
     seen, shares = accumulate(reductions.mean(), chunk_size=1)(draw, num_pairs)
     sampled = {
-        v: _of_pairs(a, means, squares, known.positions(v), num_pairs)
+        v: _over_pairs(a, means, squares, known.positions(v), num_pairs)
         for v, (a, means, squares) in zip(variables, seen, strict=True)
     }
     return sampled, dict(zip(maxima, shares, strict=True))
@@ -191,7 +195,7 @@ def _of_pair(z, positions):
     return a, jnp.stack([mean, root(square)]), jnp.stack([mean**2, square, square_of_a])
 
 
-def _of_pairs(a, means, squares, positions, num_pairs):
+def _over_pairs(a, means, squares, positions, num_pairs):
     """The mean of a, and the mean of d^2 with the variance of a over the pairs."""
     others = max(num_pairs - 1, 1)
     mean_noise, root_noise = jnp.maximum(squares[:2] - means**2, 0) / others
@@ -243,8 +247,8 @@ def _calibrated(z, sampled, positions):
     before = jnp.mean(variance, positions, keepdims=True)
     scale = ratio(sampled.variance, before)
     overall = ratio(jnp.sum(sampled.variance), jnp.sum(before))
-    shift = shift * _signal(shift**2, sampled.mean_noise)
-    scale = overall + (scale - overall) * _signal(sampled.variance, sampled.variance_noise)
+    shift = shift * _share_of_signal(shift**2, sampled.mean_noise)
+    scale = overall + (scale - overall) * _share_of_signal(sampled.variance, sampled.variance_noise)
     mean = mean + shift
     gap = sampled.means - mean
     power = jnp.mean(gap**2, positions, keepdims=True)
@@ -252,7 +256,7 @@ def _calibrated(z, sampled, positions):
     return _Moments((mean + share * gap).astype(z.mean.dtype), variance * scale)
 
 
-def _signal(square, noise):
+def _share_of_signal(square, noise):
     """The share of a square that is not noise."""
     return ratio(square, square + noise)
 

@@ -249,6 +249,19 @@ def test_a_batch_norm_after_a_relu_belongs_to_the_next_layer():
     close(relevance(score, rule), want)
 
 
+def test_what_follows_a_layer_that_is_read_twice_is_none_of_it():
+    h = X @ W1
+    given = W3 * (FACTOR * h + jax.nn.relu(h))  # the relevance of the layer
+    p = jnp.maximum(X[:, None] * W1, 0)
+
+    def score(x):
+        h = x @ W1
+        return (FACTOR * h + jax.nn.relu(h)) @ W3
+
+    got = relevance(score, rules.by_layer(lambda layer: SMALL if layer.depth else rules.zplus()))
+    close(got, p @ (given / p.sum(0)))
+
+
 def test_convolutions_of_any_kind():
     """Depthwise, as shifts with a derivative of their own, for this platform; and as a matrix."""
     zoo = pytest.importorskip("smoothjax.zoo.convolution")
@@ -491,6 +504,8 @@ def test_what_is_no_layer():
     """Sums written as products lose nothing to z-plus; constants and stopped paths have none."""
     np.testing.assert_allclose(relevance(lambda x: x @ jnp.ones(6), rules.zplus()), X, rtol=1e-5)
     np.testing.assert_array_equal(relevance(lambda x: jnp.sum(W1)), jnp.zeros(6))
+    close(relevance(lambda x: lax.scan(lambda total, y: (total + y, None), 0.0, x)[0]), X)
+    close(relevance(lambda x: lax.scan(lambda y, _: (abs(y), None), x, None, 2)[0] @ X), abs(X) * X)
 
     def stopped(x):
         jax.debug.callback(lambda x: None, x)

@@ -40,15 +40,18 @@ def below(threshold):
 # Functions of one number, and the mean of their derivative for z ~ N(MEAN, STD^2).
 FUNCTIONS = {
     "relu": (jax.nn.relu, 1 - below(0)),
+    "relu of a half": (lambda z: jax.nn.relu(z / 2), (1 - below(0)) / 2),
     "maximum": (lambda z: jnp.maximum(z, 0.3), 1 - below(0.3)),
     "maximum of an array": (lambda z: jnp.maximum(z, jnp.zeros_like(z)), 1 - below(0)),
     "minimum": (lambda z: jnp.minimum(0.3, z), below(0.3)),
     "where": (lambda z: jnp.where(z > 0, z, 0.0), 1 - below(0)),
     "where, turned": (lambda z: jnp.where(0.5 >= z, 0.5, z), 1 - below(0.5)),
     "product": (lambda z: z * (z > 0).astype(z.dtype), 1 - below(0)),
+    "product with an integer": (lambda z: z * (z > 0).astype(int).astype(z.dtype), 1 - below(0)),
     "relu6": (lambda z: jax.nn.relu6(4 * z) / 4, below(1.5) - below(0)),
     "clip": (lambda z: jnp.clip(z, -1, 0.5), below(0.5) - below(-1)),
     "clamp": (lambda z: lax.clamp(0.0, z, jnp.inf), 1 - below(0)),
+    "least number": (lambda z: jnp.maximum(z, jnp.finfo(z.dtype).min), jnp.ones(8)),
     "leaky": (lambda z: jax.nn.leaky_relu(z, 0.2), 1 - 0.8 * below(0)),
     "learned slopes": (lambda z: jnp.where(z >= 0, z, V * z), 1 - below(0) + V * below(0)),
     "abs": (jnp.abs, 1 - 2 * below(0)),
@@ -85,6 +88,7 @@ def test_hard_swish_against_draws(key):
         Piecewise([0.0], [(0.0,), (0.0, 1.0)]),
         Piecewise([0.0, 6.0], [(0.0,), (0.0, 1.0), (6.0,)]),
         Piecewise([-1.0, 2.0], [(1.0, -2.0), (3.0,), (0.0, 0.5, 0.25)]),
+        Piecewise([-3e38, 3e38], [(-3e38,), (0.0, 1.0), (3e38,)]),  # squares of kinks are infinite
     ],
 )
 def test_moments_against_quadrature(function):
@@ -173,6 +177,9 @@ MAXIMA = {
     "max": lambda x: jnp.max(x[:2]),
     "pool": lambda x: linen.max_pool(x[None, :2, None], (2,), (2,))[0, 0, 0],
     "padded pool": lambda x: linen.max_pool(x[None, :2, None], (3,), (1,), "SAME")[0, 0, 0],
+    "dilated pool": lambda x: lax.reduce_window(
+        x[:2], -jnp.inf, lax.max, (2,), (1,), "VALID", base_dilation=(2,), window_dilation=(2,)
+    )[0],
     "tree": lambda x: jnp.maximum(jnp.max(x[:2]), x[2] - 99),
 }
 
@@ -240,6 +247,16 @@ def test_maxima_stay_where_the_function_is_used_besides():
 
     assert kinds(lambda z: pool(jax.nn.relu(z))) == ["Maximum", "Piecewise"]
     assert kinds(pool_and_sum) == ["Piecewise", "Maximum"]
+
+
+def test_variances_are_known_after_a_maximum_but_not_after_one_more_layer():
+    def exact(score):
+        known = plan(trace(lambda z: jnp.sum(score(z)), [X], lambda call: not call.is_linear))
+        return [isinstance(known.rules[e], Piecewise) for e in known.exact].count(True)
+
+    assert exact(lambda z: jax.nn.relu(pool(z) - 1)) == 1
+    assert exact(lambda z: jax.nn.relu(z @ W)) == 1
+    assert exact(lambda z: jax.nn.relu(pool(z) @ W[:3])) == 0
 
 
 def cosine(a, b):
@@ -492,6 +509,13 @@ def test_a_scan_is_unrolled(key):
     np.testing.assert_allclose(*maps, rtol=1e-5)
 
 
+def test_a_scan_may_be_linear(key):
+    def score(params, x):
+        return lax.scan(lambda total, row: (total + row, None), 0.0, x)[0]
+
+    np.testing.assert_array_equal(sj.smoothdiff(score, SIGMA)(key, None, X), jnp.ones(6))
+
+
 def test_a_stochastic_score(key):
     explain = sj.smoothdiff(sj.noisegrad(lambda p, x: jnp.sum(x * p), 0.1, num_samples=1), SIGMA)
     assert cosine(explain(key, X, X), X) > 0.9
@@ -513,6 +537,9 @@ UNSUPPORTED = {
     "gate": (lambda x: jnp.sum(jax.nn.relu(x) * jnp.flip(x)), "mul"),
     "learned threshold": (lambda x: jnp.maximum(x @ W, V) @ V, "max"),
     "selected by another": (lambda x: jnp.where(jnp.flip(x) > 0, x, 0) @ X, "select_n"),
+    "whole numbers": (lambda x: (3 * x).astype(int).astype(x.dtype) @ X, "convert_element_type"),
+    "is not zero": (lambda x: jnp.sum(x * x.astype(bool).astype(x.dtype)), "convert_element_type"),
+    "bits": (lambda x: (~(x > 0).astype(int)).astype(x.dtype) @ X, "not"),
     "while": (lambda x: lax.while_loop(lambda c: c[0] < 9, lambda c: abs(c) + 1, x) @ X, "while"),
     "cond": (lambda x: lax.cond(x[0] > 0, jax.nn.relu, jnp.negative, x) @ X, "cond"),
     "linear cond": (lambda x: lax.cond(x[0] > 0, jnp.flip, jnp.negative, x) @ X, "cond|gt"),

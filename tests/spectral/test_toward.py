@@ -186,6 +186,19 @@ def test_without_noise_it_is_the_map_whatever_the_guess(key):
         close(program(0.0, 2)(key, wrong, x), x, atol=1e-5 * max(1, scale))
 
 
+def test_the_guess_has_draws_of_its_own(key):
+    """Were they the same, the guess would be the mean of the draws, and nothing would move."""
+    x, guesses = random_map(), []
+    smooth = sj.smoothgrad(identity, 1.0, num_samples=2)
+
+    def guess(key, params, x):
+        guesses.append(smooth(key, params, x))
+        return guesses[-1]
+
+    explain = sj.smoothgrad_toward(identity, sj.stochastic(guess), 1.0, num_samples=2)
+    assert rms(explain(key, None, x) - guesses[0]) > 0.1
+
+
 def test_of_zeros_it_is_the_plain_mean_but_for_a_scale(key):
     """And but for the mean over the map, which is not shrunk."""
     x = random_map()
