@@ -122,6 +122,7 @@ JOINT = {
         pytest.param((0, 2), 1, (8, 3, 9), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_channel_axis_typed_alone_leaves_the_other_axes(name, axes, channel_axis, shape):
     x = jax.random.normal(KEY, shape)
     want = JOINT[name](axes=axes, channel_axis=channel_axis)(x)

@@ -148,6 +148,7 @@ def test_no_key_is_used_twice(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in MORE)) for n in ALL]
 )
+@pytest.mark.slow
 def test_no_tracer_leaks(name):
     with jax.checking_leaks():
         jax.make_jaxpr(ALL[name])(KEY, W, X)

@@ -64,7 +64,7 @@ TRANSFORMS = {
 }
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-each_type = pytest.mark.parametrize("axis_type", [AUTO, EXPLICIT])
+each_type = pytest.mark.parametrize("axis_type", slow_but([AUTO, EXPLICIT], EXPLICIT))
 
 
 def close(got, want, rtol=1e-5):
@@ -97,6 +97,7 @@ def check_draws_over_a_mesh(num_devices, transform, axis_type, key):
     "axis_type",
     slow_but([AUTO, EXPLICIT, (EXPLICIT, AUTO), (AUTO, EXPLICIT)], (EXPLICIT, AUTO)),
 )
+@pytest.mark.slow
 def test_a_mesh_of_two_axes_for_the_batch_and_the_draws(axis_type, key):
     devices = mesh(8, axis_type, ("batch", "draws"), (2, 4))
     xs = jnp.stack([X, 2 * X, X - 1, -X])
@@ -233,6 +234,7 @@ def test_noise_is_drawn_where_the_weight_lives(layout, axis_type, key):
     "layout",
     slow_but({n: LAYOUTS[n] for n in ("fully sharded", "tensor parallel")}, "tensor parallel"),
 )
+@pytest.mark.slow
 def test_a_network_with_divided_weights(layout, key):
     """As XLA runs it on Auto axes: only activations cross between devices."""
 
@@ -276,6 +278,7 @@ def test_sizes_that_do_not_divide(shape, key):
     ),
 )
 @pytest.mark.parametrize("width", [4, 512], ids=["small", "large"])
+@pytest.mark.slow
 def test_parts_of_the_weights_inside_shard_map_have_noise_of_their_own(smooth, width, key):
     """And what all devices share, such as a bias, stays what they share."""
     devices = mesh(8, AUTO, ("model",))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import metrics
@@ -55,7 +56,9 @@ EXPLAINERS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPLAINERS)
+@pytest.mark.parametrize(
+    "name", slow_but(list(EXPLAINERS), "smoothgrad", "fusiongrad", "deletion", "tolerance")
+)
 def test_the_second_call_compiles_nothing(name, compiled):
     explain, x = EXPLAINERS[name]
     takes_key = sj.is_stochastic(explain)
@@ -108,6 +111,7 @@ def test_callbacks_are_those_of_the_call():
     assert mean_of(lambda i: 10 * i) == 10
 
 
+@pytest.mark.slow
 def test_inside_other_transformations(key):
     explain = sj.smoothgrad(GRADIENT, 0.1, **FEW)
     want = jax.jit(explain)(key, W, X)

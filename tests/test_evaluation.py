@@ -131,10 +131,12 @@ def test_scores_are_those_of_a_loop_over_examples(batch_size):
     ("make", "batch_size"),
     [(one_by_one, 3), (lambda: list(zip(XS, LABELS, strict=True)), 100)],
 )
+@pytest.mark.slow
 def test_examples_may_come_one_by_one(make, batch_size):
     check_scores(run(examples=make(), batch_size=batch_size))
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_what_else_is_asked_for():
     alone = run({"noisy": noisy}, {"blurred": blurred}, explainer_metrics={})
     check_scores(alone, ["noisy"], ["blurred"])
@@ -664,7 +666,7 @@ BAD = [
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ({"examples": (XS, LABELS[:6])}, ValueError, r"a leading axis of one length.*\(7, 3\), \(6,\)"),
     ({"examples": (XS[:0], LABELS[:0])}, ValueError, "at least 1"),
-    ({"examples": (XS, 3)}, ValueError, "along a leading axis"),
+    ({"examples": (XS, 3)}, TypeError, "along a leading axis"),
     ({"examples": ()}, ValueError, "along a leading axis"),
     ({"examples": []}, ValueError, "no examples"),
     ({"examples": iter([])}, ValueError, "no examples"),

@@ -126,6 +126,7 @@ def test_vmap_equals_a_loop_over_examples(transform, explain, key, params):
 
 
 @each_transform
+@pytest.mark.slow
 def test_vmap_equals_a_loop_over_keys(transform, explain, key, params):
     noisy = jax.jit(transform.build(explain, num_samples=4, chunk_size=2))
     keys = jax.random.split(key, 3)
@@ -218,6 +219,7 @@ def test_differentiable(transform, explain, key, params):
 
 
 @each_transform
+@pytest.mark.slow
 def test_keyword_arguments_pass_through(transform, key, params):
     def explain(params, x, *, power):
         return params["last"][:3] * x**power
@@ -238,7 +240,7 @@ def test_the_returned_function_is_stochastic_and_named(transform, explain):
 @pytest.mark.parametrize(
     "smooth", [sj.smoothgrad, sj.noisegrad, _additive_weights], ids=["x", "weights", "additive"]
 )
-@pytest.mark.parametrize("chunk_size", [1, 4])
+@pytest.mark.parametrize("chunk_size", slow_but([1, 4], 4))
 def test_n_draws_are_a_prefix_of_2n(smooth, chunk_size, explain, key, params):
     def draws(num_samples):
         stack = reductions.stack()

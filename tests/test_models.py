@@ -390,6 +390,7 @@ def split_nnx():
 
 
 @pytest.mark.parametrize("split", [split_linen, split_nnx])
+@pytest.mark.slow
 def test_a_network_in_two(split, key):
     """After global average pooling, a linear layer's weights say what Grad-CAM is."""
     features, head, score, params, kernel = split()

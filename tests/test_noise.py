@@ -191,6 +191,7 @@ def test_sigma_may_be_a_pytree_prefix():
     np.testing.assert_allclose(got["b"], jnp.array([[[0.0, 2.0]]]) * unit["b"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sigma_may_be_traced():
     def mean_draw(sigma):
         return sj.smoothgrad(lambda x: x, sigma, argnum=0, num_samples=3)(

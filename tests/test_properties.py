@@ -1,6 +1,6 @@
 """Generated cases: each gives the answer of a slow, obvious loop, or, if it is at fault, our error.
 
-30 cases in the ordinary run. `HYPOTHESIS_CASES=10000 pytest tests/test_properties.py`
+20 cases in the ordinary run. `HYPOTHESIS_CASES=10000 pytest tests/test_properties.py`
 is the long lane. The transforms run under `jax.disable_jit`, so that no case compiles a program of
 its own, with few shapes and a cheap sampler, so that soon no case compiles anything.
 """
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import smoothjax as sj
 from smoothjax import reductions
 
-CASES = int(os.environ.get("HYPOTHESIS_CASES", "30"))
+CASES = int(os.environ.get("HYPOTHESIS_CASES", "20"))
 LIBRARY = os.path.dirname(sj.__file__)
 
 FLOATS = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64][: 3 + jax.config.jax_enable_x64]

@@ -55,6 +55,7 @@ def test_draws_at_least_sixteen(key):
 
 
 @pytest.mark.parametrize("num_samples", [20, 23])
+@pytest.mark.slow
 def test_never_more_than_num_samples(num_samples, key):
     """Also with a remainder, which is drawn only if still needed."""
     estimate = smooth(3.0, 1e-6, num_samples=num_samples, chunk_size=10)(key, X)

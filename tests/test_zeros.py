@@ -74,6 +74,7 @@ def test_a_map_of_zeros_has_the_derivative_0(name):
 
 
 @pytest.mark.parametrize("name", SOFTENED)
+@pytest.mark.slow
 def test_a_map_with_some_zeros_has_finite_derivatives(name):
     gradient = jax.jit(jax.grad(SOFTENED[name]))(SOME)
     assert np.all(np.isfinite(gradient))

@@ -15,6 +15,7 @@ from jax.scipy.special import entr
 
 from smoothjax._axes import IMAGE
 from smoothjax._checks import check_integer
+from smoothjax._shown import shown
 from smoothjax._statistics import ratio
 from smoothjax._transform import noted
 from smoothjax._typing import Axes
@@ -89,6 +90,7 @@ def entropy(attribution: Any) -> jax.Array:
     return jnp.sum(entr(jnp.where(p == 0, 1, p)))
 
 
+@shown
 @noted
 def histogram_entropy(attribution: Any, num_bins: int = 100) -> jax.Array:
     """Returns the entropy of the histogram of an attribution's values.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothjax._axes import IMAGE, check_axes
+from smoothjax._axes import IMAGE, axes_of, check_axes
 from smoothjax._checks import check_function, require
 from smoothjax._loop import check_count
 from smoothjax._shown import shown
@@ -140,6 +140,7 @@ def information_curve(
 def _information_of(information, x, axes):
     """The function of an image to its information, on the scale of x from 0 to 255."""
     least, most = jnp.min(x), jnp.max(x)
+    axes = axes_of(x.shape, axes)
 
     def bits_of(image):
         image = jnp.moveaxis(image, axes, range(len(axes)))

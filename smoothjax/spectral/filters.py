@@ -185,12 +185,13 @@ def forgrad(
             pooled = jnp.mean(leaf, channel_axis, dtype=wide_dtype(leaf.dtype))
         axes = check_image_axes(range(pooled.ndim))
         longest = max(pooled.shape)
-        require(
-            not is_default or longest > 2 * cutoff,
-            f"the default cutoff, {cutoff:g} cycles, is for maps of 224 x 224, and one of shape "
-            f"{pooled.shape} has few frequencies above it. Type a smaller one, such as "
-            f"{max(1, round(cutoff * longest / 224))}.",
-        )
+        if is_default:
+            require(
+                longest > 2 * cutoff,
+                f"the default cutoff, {cutoff} cycles, is for maps of 224 x 224, and one of shape "
+                f"{pooled.shape} has few frequencies above it. Type a smaller one, such as "
+                f"{max(1, round(cutoff * longest / 224))}.",
+            )
         return jnp.abs(_filter(jnp.abs(pooled), cutoff, axes, window)).astype(leaf.dtype)
 
     return map_leaves(explain, filtered)

@@ -209,6 +209,7 @@ def flax_nnx():
 
 @each_method
 @pytest.mark.parametrize("library", slow_but([flax_linen, flax_nnx], flax_nnx))
+@pytest.mark.slow
 def test_flax_networks_under_smoothing(library, method, key):
     params, features, head, score = library()
     x = jax.random.normal(jax.random.key(3), (8, 8, 3), jnp.float32)

@@ -195,6 +195,7 @@ def test_the_zoo(method, monkeypatch):
 
 
 @each_method
+@pytest.mark.slow
 def test_transforms(method, key):
     """In batches, with noise on x and on the weights, of a stochastic score."""
     score = network(jax.nn.relu)

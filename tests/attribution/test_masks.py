@@ -66,6 +66,7 @@ def test_only_random_methods_take_a_key():
 
 
 @pytest.mark.parametrize("method", slow_but(TABULAR, "occlusion", "sobol"))
+@pytest.mark.slow
 def test_arrays_of_numpy_in_float64(method, key):
     """As everywhere in JAX, they are float32; warnings are errors here."""
     got = call(method(linear), key, np.ones(4), np.ones(4))
@@ -74,6 +75,7 @@ def test_arrays_of_numpy_in_float64(method, key):
 
 
 @each_method
+@pytest.mark.slow
 def test_any_chunk_size_gives_the_same(method, key):
     one_by_one = run(method(smooth, chunk_size=1), key, W, X)
     assert np.std(one_by_one) > 1e-3
@@ -89,6 +91,7 @@ def test_another_key_gives_another_map(name, key):
 
 
 @pytest.mark.parametrize("method", slow_but(METHODS, "occlusion", "hsic"))
+@pytest.mark.slow
 def test_jit_equals_eager_and_vmap_equals_a_loop(method, key):
     explain = method(smooth)
     xs = jnp.stack([X, 2 * X, X - 0.5])
@@ -103,6 +106,7 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(method, key):
 @pytest.mark.parametrize(
     "transform", slow_but({"smooth": sj.smoothgrad, "noise": sj.noisegrad}, "noise")
 )
+@pytest.mark.slow
 def test_every_method_goes_through_every_transform(method, transform, key):
     @jax.jit
     def smoothed(key, w, x, sigma):
@@ -117,6 +121,7 @@ def test_every_method_goes_through_every_transform(method, transform, key):
 
 
 @each_tabular
+@pytest.mark.slow
 def test_scores_need_no_gradient(method, key):
     """A predicted class is an integer, and the same score in floats gives the same map."""
 
@@ -151,6 +156,7 @@ def test_one_key_makes_one_function_of_a_stochastic_score(name, key):
 
 
 @pytest.mark.parametrize("method", slow_but(METHODS, "occlusion", "hsic"))
+@pytest.mark.slow
 def test_of_noisegrad_of_the_score(method, key):
     got = run(method(sj.noisegrad(smooth, 0.3, num_samples=2)), key, W, X)
     assert np.all(np.isfinite(got))
@@ -302,6 +308,7 @@ def test_maps_fit_the_input_and_the_filters(method, key):
 
 
 @each_method
+@pytest.mark.slow
 def test_traces_do_not_grow_with_the_masks(method, key):
     def traces(**more):
         count = 0

@@ -141,6 +141,7 @@ def test_leaves_of_rise_are_masked_independently(key):
     np.testing.assert_array_equal(beside["b"], drawn["b"])
 
 
+@pytest.mark.slow
 def test_rise_stops_at_a_tolerance(key):
     options = {"num_samples": 4000, "grid": 3, "chunk_size": 16}
     whole = jax.jit(rise(smooth, **options))(key, W, X)

@@ -214,7 +214,7 @@ RISING = {
 }
 
 
-@pytest.mark.parametrize("function", slow_but(list(RISING), "relu6", "jump"))
+@pytest.mark.parametrize("function", slow_but(list(RISING), "relu6"))
 def test_maxima_of_rising_functions_are_functions_of_maxima(function, key):
     f = RISING[function]
 
@@ -306,7 +306,9 @@ LAYERS = [numbers(6, 32, scale=0.6), *(numbers(32, 32, scale=0.25) for _ in rang
     ("score", "params", "x", "least"),
     [
         pytest.param(cnn, KERNELS, IMAGE, 0.97, id="cnn", marks=pytest.mark.slow),
-        pytest.param(cnn_with_max_pooling, KERNELS, IMAGE, 0.9, id="max pooling"),
+        pytest.param(
+            cnn_with_max_pooling, KERNELS, IMAGE, 0.9, id="max pooling", marks=pytest.mark.slow
+        ),
         pytest.param(mlp, LAYERS, X, 0.97, id="mlp"),
     ],
 )
@@ -396,6 +398,7 @@ def test_convolutions_of_the_zoo_are_convolutions(key):
     assert cosine(ours, theirs) > 0.999
 
 
+@pytest.mark.slow
 def test_transforms(key):
     explain = sj.smoothdiff(cnn, 0.5, num_samples=4)
     jitted = jax.jit(explain)

@@ -119,7 +119,7 @@ MODELS = [vision_transformer, lstm, flax_linen, flax_nnx, equinox, keras]
 
 
 @pytest.fixture(
-    params=slow_but({m.__name__: m for m in MODELS}, "vision_transformer", "flax_linen"),
+    params=slow_but({m.__name__: m for m in MODELS}, "flax_linen"),
     scope="module",
 )
 def model(request):
@@ -230,7 +230,10 @@ PROGRAMS = {
         lax.platform_dependent(x, cpu=jnp.sin, default=lambda x: jnp.sin(x)) @ V
     ),
 }
-each_program = pytest.mark.parametrize("score", PROGRAMS.values(), ids=PROGRAMS)
+each_program = pytest.mark.parametrize(
+    "score",
+    slow_but(PROGRAMS, "custom jvp", "var", "inputs in a body", "by platform", "outputs unused"),
+)
 
 
 @each_program

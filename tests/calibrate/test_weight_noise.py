@@ -98,6 +98,7 @@ def test_without_labels_the_clean_predictions_stand_in(data, key):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(batch_size, data, key):
     want = sj.accuracy_drop(predict)(key, W, *data, 0.5)
     got = sj.accuracy_drop(predict, batch_size=batch_size)(key, W, *data, 0.5)
@@ -298,7 +299,7 @@ XS = jnp.ones((3, 4), W.dtype)
 BAD_DATA = [
     ((W, XS, None, -0.1), ValueError, "sigma must not be negative"),
     ((W, XS[:1], None, 0.1), ValueError, "at least 2"),
-    ((W, 3.0, None, 0.1), ValueError, "leading axis"),
+    ((W, 3.0, None, 0.1), TypeError, "leading axis"),
     ((W, XS, [1, 2], 0.1), ValueError, r"targets.*\(3,\)"),
     ((W, XS, jnp.ones(3), 0.1), ValueError, "targets must be int"),
     (

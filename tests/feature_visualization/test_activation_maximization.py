@@ -108,6 +108,7 @@ def test_a_frozen_key_is_one_set_of_networks(key):
 
 
 @pytest.mark.parametrize("chunk_size", [2, 5])
+@pytest.mark.slow
 def test_the_chunk_size_of_the_noise_changes_nothing(chunk_size, key):
     def found(chunk_size):
         noisy = sj.noisegrad(lambda w, x: jnp.tanh(w @ x), num_samples=5, chunk_size=chunk_size)

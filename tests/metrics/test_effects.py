@@ -101,6 +101,7 @@ def test_non_sensitivity_counts_both_kinds_of_mistakes():
 
 
 @pytest.mark.parametrize("make", [monotonicity_correlation, non_sensitivity])
+@pytest.mark.slow
 def test_chunks_and_vmap_and_precision_change_nothing(make):
     xs, maps = jnp.stack([X, X[::-1], 2 * X]), jnp.stack([MAP, W, MAP * (MAP > 0)])
     settings = {"grid": (3, 2), "num_samples": 3}

@@ -202,6 +202,7 @@ def test_more_samples_find_more_and_the_first_are_the_same(key):
 
 
 @pytest.mark.parametrize("metric", [local_lipschitz, average_sensitivity])
+@pytest.mark.slow
 def test_the_chunk_size_is_of_no_consequence(metric, key):
     got = [run(metric, squared, key, 1.0, X, chunk_size=size) for size in (4, 10)]
     np.testing.assert_allclose(got, run(metric, squared, key, 1.0, X), rtol=1e-6)
@@ -347,6 +348,7 @@ def test_in_half_precision_the_step_is_what_the_explainer_saw(key):
 
 
 @pytest.mark.parametrize("metric", [local_lipschitz, average_sensitivity])
+@pytest.mark.slow
 def test_double_precision(metric, key):
     """Whichever of x and the explanation has it."""
     with jax.enable_x64(True):
@@ -362,6 +364,7 @@ def test_double_precision(metric, key):
 
 
 @pytest.mark.parametrize("metric", [local_lipschitz, average_sensitivity])
+@pytest.mark.slow
 def test_vmap_is_a_loop_and_may_share_the_draws(metric, key):
     batch = jnp.stack([X, -2 * X, X + 1])
     keys = jax.random.split(key, 3)

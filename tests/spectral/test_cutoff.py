@@ -213,8 +213,8 @@ def test_errors_of_best_cutoff(batch):
     with pytest.raises(TypeError, match="transform must be a function"):
         best_cutoff(identity, faithfulness, CUTOFFS, transform=3)
     search = best_cutoff(explain_squares, faithfulness, CUTOFFS)
-    for wrong in (labels[:3], 3.0):
-        with pytest.raises(ValueError, match=r"(?s)along a leading axis of one.*in best_cutoff\("):
+    for wrong, error in ((labels[:3], ValueError), (3.0, TypeError)):
+        with pytest.raises(error, match=r"(?s)along a leading axis.*in best_cutoff\("):
             search(2.0, xs, wrong)
     with pytest.raises(ValueError, match="at least 2"):
         search(2.0, xs[:1], labels[:1])

@@ -261,6 +261,7 @@ def test_the_standard_error_is_larger_where_the_draws_scatter_more(key):
         pytest.param((0, -1), 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_any_layout_gives_the_same(axes, channel_axis, key):
     """Of explainers that ignore the noise on x but for a key of their own."""
 
@@ -316,12 +317,14 @@ def test_a_signal_with_channels(key):
 
 
 @pytest.mark.parametrize("chunk_size", slow_but([1, 2], 2))
+@pytest.mark.slow
 def test_any_chunk_size_gives_the_same(chunk_size, key):
     x, guess = random_map(), random_map(seed=1)
     chunked = program(3.0, 5, chunk_size=chunk_size)
     close(chunked(key, guess, x), program(3.0, 5)(key, guess, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_structure_and_dtypes_are_those_of_the_explainer(key):
     def explain(params, x):
         return {"image": x["image"] ** 2, "half": (x["half"], 3 * x["half"])}
@@ -383,6 +386,7 @@ def test_it_composes(key):
 
 
 @pytest.mark.parametrize("level", slow_but([0.0, 0.5], 0.0))
+@pytest.mark.slow
 def test_derivatives_are_finite(level, key):
     """Without noise, for a guess that is right, and for zeros too."""
 

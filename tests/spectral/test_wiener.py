@@ -270,6 +270,7 @@ def test_joint_wiener_tells_noise_from_signal_by_their_channels():
 
 
 @each_reduction
+@pytest.mark.slow
 def test_any_chunk_size_gives_the_same(reduction):
     draws = noisy(random_map(SHAPE), 5.0)
     for chunk_size in (1, 5):

@@ -88,6 +88,7 @@ def test_forward_mode(size, window, stride):
 
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.slow
 def test_vmap_of_gradients_over_images_and_weights(in_axes, stride):
     images, kernels = draw(0, 3, 1, 6, 5, 2), draw(1, 3, 3, 3, 1, 2)
     arguments = [
@@ -107,6 +108,7 @@ def test_vmap_of_gradients_over_images_and_weights(in_axes, stride):
     "differentiate",
     [jax.hessian, lambda f: jax.jacrev(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))],
 )
+@pytest.mark.slow
 def test_second_derivatives(differentiate):
     images, kernel = draw(0, 1, 4, 3, 1), draw(1, 3, 3, 1, 1)
 
