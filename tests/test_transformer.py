@@ -5,12 +5,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from benchmarks.transformer import Transformer, as_function, where
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import smoothjax as sj
+from benchmarks.transformer import Transformer, as_function, where
 
 WIDTH, LENGTH = 256, 16
 
@@ -41,7 +41,9 @@ def test_weights_and_their_noise_stay_where_they_live(divided, key):
     assert sum(parts) < 1.1 / 8 * sum(w.nbytes for w in jax.tree.leaves(params))
     assert part_bytes < 1.3 * whole_bytes / 8 + max(parts)
 
-    moved = re.findall(r"= (.*?) (all-[a-z]+|collective-permute)(?:-start)?\(", programs[1].as_text())
+    moved = re.findall(
+        r"= (.*?) (all-[a-z]+|collective-permute)(?:-start)?\(", programs[1].as_text()
+    )
     assert {collective for _, collective in moved} == {"all-reduce"}
     assert all(re.match(rf"\(?f32\[2,{LENGTH},{WIDTH}\]", shape) for shape, _ in moved), moved
 
