@@ -490,6 +490,82 @@ def filter_gain(record):
     return estimate(*gain)
 
 
+def tpu(record):
+    """What the compiler says of every method on each device, and the time where it was run."""
+    lite0, large = (record["parts"].get(part, {}) for part in ("lite0", "transformer"))
+    chunks, blocks = record["parts"].get("chunks", {}), record["blocks"]
+    slices = sorted(
+        {devices for found in (*lite0.values(), *large.values()) for devices in found},
+        key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])),
+    )
+
+    def over_bare(row, bare):
+        """FLOPs and bytes of a draw over those of a gradient, of as many at once."""
+        share = bare["draws"] / row["draws"]
+        return [digits(share * row[key] / bare[key], 3) for key in ("flops", "bytes")]
+
+    def amount(row):
+        if "temporaries" not in row:
+            return "refused" if row else ""
+        time = f", {1000 * row['seconds']:.1f} ms" if "seconds" in row else ""
+        return f"{row['temporaries'] / 1e6:.0f}{time}"
+
+    methods = []
+    for method, found in lite0.items():
+        devices, row = next(iter(found.items()))
+        bare = lite0["saliency" if row["draws"] == 1 else "saliency of 8"].get(devices)
+        ratios = over_bare(row, bare) if bare else ["", ""]
+        fits = [f"{one['at_once']} ({name})" for name, one in chunks.get(method, {}).items()]
+        memory = [amount(found.get(name, {})) for name in slices]
+        methods.append([method, str(row["draws"]), *ratios, *memory, ", ".join(fits)])
+    weights = []
+    for name in slices:
+        methods_of_large = ("saliency of 4", "noisegrad(smoothgrad(saliency))")
+        bare, row = (large.get(method, {}).get(name, {}) for method in methods_of_large)
+        if row.keys() >= {"temporaries"} <= bare.keys():
+            sizes = (row["arguments"], bare["temporaries"], row["temporaries"])
+            moved = f"{row['gathered'] / 1e6:.0f} of {row['smallest_divided_weight'] / 1e6:.0f}"
+            cells = [*(f"{size / 1e9:.1f}" for size in sizes), *over_bare(row, bare), moved]
+            weights.append([name, *cells])
+        elif row:
+            weights.append([name, "refused", *[""] * 5])
+
+    rows = [row for found in lite0.values() for row in found.values()]
+    of_xla = sum(row["convolutions_of_xla"] > 0 for row in rows)
+    chosen = (
+        f"Of {len(rows)} programs on Lite0 {of_xla} have XLA's own grouped convolutions, which are "
+        f"sums of shifted images on a CPU, {sum(row['branches'] > 0 for row in rows)} have a "
+        f"branch, as noise has on a CPU, and {sum(row['cycles_in_loops'] > 0 for row in rows)} a "
+        "loop."
+    )
+    return paragraphs(
+        table(["Lite0", "at once", "FLOPs", "bytes", *slices, "chunk in 16 GB"], methods),
+        chosen + noise_of_small_leaves(lite0, blocks),
+        table(
+            ["transformer", "weights", "gradients", "NoiseGrad", "FLOPs", "bytes", "gathered"],
+            weights,
+        ),
+        source(record, f"libtpu {record['libtpu']}" if "libtpu" in record else "run there"),
+    )
+
+
+def noise_of_small_leaves(lite0, blocks):
+    """What NoiseGrad's draw of weights takes, by the TPU compiler's own estimate."""
+    noisy, bare = (lite0.get(method, {}) for method in ("noisegrad", "saliency"))
+    shares = [
+        f"{row['cycles'] / bare[name]['cycles']:.2f} on {name}"
+        for name, row in noisy.items()
+        if bare.get(name, {}).get("cycles")
+    ]
+    if not shares:
+        return ""
+    return (
+        f" A draw of NoiseGrad takes {', '.join(shares)} of the cycles that are estimated for a "
+        f"bare gradient; the noise of {blocks['trips']} of the {blocks['leaves']} leaves is made "
+        f"at once, {blocks['numbers_of_a_trip']} numbers for each."
+    )
+
+
 TABLES = {  # the record of each, and what is said of it
     "breaking": ("breaking", breaking),
     "breaking_layers": ("breaking", breaking_layers),
@@ -508,6 +584,7 @@ TABLES = {  # the record of each, and what is said of it
     "spectra": ("spectra", spectra),
     "text": ("text", text),
     "throughput": ("throughput", throughput),
+    "tpu": ("tpu", tpu),
     "weight_noise_lite0": ("calibrate-efficientnet-lite0", weight_noise),
     "weight_noise_minilm": ("calibrate-minilm-l6", weight_noise),
 }

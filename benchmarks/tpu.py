@@ -37,6 +37,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import smoothjax as sj
+from benchmarks import tables
 from benchmarks.record import alternate, write_record
 from benchmarks.transformer import Transformer, as_function, where
 from smoothjax import zoo
@@ -45,10 +46,11 @@ from smoothjax._perturb import _SMALL
 HERE = pathlib.Path(__file__).parent
 LIMIT = 16e9  # bytes, what a v5e has; a v6e has twice as many
 SIZES = {"layers": 4, "width": 8192, "heads": 64, "length": 512, "classes": 1000}
-ENVIRONMENT = {  # without a TPU, libtpu asks for it
+ENVIRONMENT = {  # that libtpu asks for where there is no TPU, and that lets two compile at once
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 
@@ -65,7 +67,7 @@ class Case(NamedTuple):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows whose name matches this")
+    parser.add_argument("--only", default="", help="rows that match this, such as v5e-4.noisegrad")
     only = parser.parse_args().only
     timed = jax.default_backend() != "cpu"
     kind = jax.devices()[0].device_kind.replace(" ", "-")
@@ -73,19 +75,22 @@ def main():
     versions = {} if timed else {"libtpu": importlib.metadata.version("libtpu")}
     net = zoo.load("efficientnet-lite0")
     settings = {**versions, "sizes": SIZES, "limit": LIMIT, "blocks": blocks(net.params)}
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-    for row, make in all_rows(net, devices_here(kind) if timed else devices_elsewhere(), timed):
-        if re.search(only, row) and row not in rows:
+    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    slices = devices_here(kind) if timed else devices_elsewhere()
+    for part, devices, method, make in all_rows(net, slices, timed):
+        row = f"{part}.{devices}.{method}"
+        if re.search(only, row) and devices not in parts.get(part, {}).get(method, {}):
             print(f"{row} ...", flush=True)
-            rows[row] = make()
-            print(rows[row], flush=True)
-            write_record(path, {**settings, "rows": rows})
-    print(tpu(json.loads(path.read_text())))
+            made = make()
+            print(made, flush=True)
+            parts.setdefault(part, {}).setdefault(method, {})[devices] = made
+            write_record(path, {**settings, "parts": parts})
+    print(tables.tpu(json.loads(path.read_text())))
 
 
 def devices_here(kind):
     """One device of those that JAX finds, and all of them."""
-    return {f"{kind} x {n}": jax.devices()[:n] for n in sorted({1, jax.device_count()})}
+    return {f"{kind}-{n}": jax.devices()[:n] for n in sorted({1, jax.device_count()})}
 
 
 def devices_elsewhere():
@@ -97,26 +102,24 @@ def devices_elsewhere():
         slice = f"{kind}:4x4" if number == 16 else f"{kind}:2x2"  # one of 1x1 is refused
         return topologies.get_topology_desc(slice, "tpu").devices[:number]
 
-    return {f"{kind} x {n}": first(n, kind) for n in (1, 4, 16) for kind in ("v5e", "v6e")}
+    return {f"{kind}-{n}": first(n, kind) for n in (1, 4, 16) for kind in ("v5e", "v6e")}
 
 
 def all_rows(net, slices, timed):
-    """Yields the name of each row, and the function that makes it."""
+    """Yields the part, devices and method of each row, and the function that makes it."""
     meshes = {name: Mesh(np.array(devices), ("model",)) for name, devices in slices.items()}
     for name, mesh in meshes.items():
         for method, case in on_lite0(net).items():
-            yield f"{name}: {method}", functools.partial(measure, case, lite0(net, mesh), timed)
+            make = functools.partial(measure, case, lite0(net, mesh), timed)
+            yield "lite0", name, method, make
     for name, mesh in meshes.items():
         score, network = transformer(mesh)
         for method, case in on_transformer(score).items():
-            yield f"{name}: {method}", functools.partial(measure, case, network, timed)
+            yield "transformer", name, method, functools.partial(measure, case, network, timed)
     for name, mesh in meshes.items():
         for method, case in on_lite0(net).items():
             if mesh.size == 1 and case.enlarge:
-                yield (
-                    f"{name}: largest {method}",
-                    functools.partial(enlarge, case, lite0(net, mesh)),
-                )
+                yield "chunks", name, method, functools.partial(enlarge, case, lite0(net, mesh))
 
 
 class Network(NamedTuple):
@@ -191,8 +194,8 @@ def on_transformer(score):
         return sj.noisegrad(smooth, 0.01, num_samples=1, where=where)
 
     return {
-        "transformer, saliency of 4": Case(functools.partial(bare, saliency), 4, 1, "weights"),
-        "transformer, noisegrad(smoothgrad)": Case(build, 4, 1, "weights"),
+        "saliency of 4": Case(functools.partial(bare, saliency), 4, 1, "weights"),
+        "noisegrad(smoothgrad(saliency))": Case(build, 4, 1, "weights"),
     }
 
 
@@ -237,18 +240,19 @@ def measure(case, network, timed):
 def enlarge(case, network):
     """The largest power of two that can be made at once in 16 GB."""
 
+    @functools.cache
     def needed(number):
         try:
             return sum(memory(compile(case, network, number)[0]).values())
         except jax.errors.JaxRuntimeError:
             return math.inf
 
-    number, few = case.at_once, 4 * case.at_once
-    number = few = 2 ** int(math.log2(few * LIMIT / needed(few)))  # were it in proportion
-    while needed(2 * number) < LIMIT:
+    few = 4 * case.at_once
+    number = 2 ** int(math.log2(few * LIMIT / needed(few)))  # if memory is in proportion
+    while needed(number) > LIMIT:
+        number //= 2
+    while needed(2 * number) <= LIMIT:
         number *= 2
-    while number == few and needed(number) > LIMIT:
-        number = few = number // 2
     return {"at_once": number}
 
 
@@ -336,10 +340,6 @@ def blocks(params):
         "numbers_of_a_trip": max(small),
         "small_weights": sum(small),
     }
-
-
-def tpu(record) -> str:
-    return json.dumps(record["rows"], indent=1)
 
 
 if __name__ == "__main__":
