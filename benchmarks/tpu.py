@@ -9,11 +9,11 @@ started again, it goes on where it was stopped. The second does the same for one
 TPUs or GPUs that JAX finds, and times every program. They write tpu.json, and tpu-KIND.json.
 
 XLA counts the body of a loop once. So every program makes all its draws at once, in one chunk,
-which is no loop, and what it costs is divided by the draws. What is left is the loop over the small
-leaves of the weights: its trips are counted here, and for TPUs the cycles that the compiler
-estimates for one. EfficientNet-Lite0 at 224 pixels, whose draws are divided over the devices, or
-where a method has no `sharding=`, an example on each; and a transformer whose weights are divided,
-and too many for one v5e.
+which is no loop, and what it costs is divided by the draws; the cycles that the TPU's compiler
+estimates inside of loops are recorded by themselves, and are 0 where there is none.
+EfficientNet-Lite0 at 224 pixels, whose draws are divided over the devices, or where a method has no
+`sharding=`, an example on each; and a transformer whose weights are divided, which one v5e cannot
+hold with their noise.
 """
 
 import argparse
