@@ -492,78 +492,86 @@ def filter_gain(record):
 
 def tpu(record):
     """What the compiler says of every method on each device, and the time where it was run."""
-    lite0, large = (record["parts"].get(part, {}) for part in ("lite0", "transformer"))
-    chunks, blocks = record["parts"].get("chunks", {}), record["blocks"]
-    slices = sorted(
-        {devices for found in (*lite0.values(), *large.values()) for devices in found},
-        key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])),
-    )
-
-    def over_bare(row, bare):
-        """FLOPs and bytes of a draw over those of a gradient, of as many at once."""
-        share = bare["draws"] / row["draws"]
-        return [digits(share * row[key] / bare[key], 3) for key in ("flops", "bytes")]
+    methods, chunks = record["parts"].get("lite0", {}), record["parts"].get("chunks", {})
+    slices = slices_of(methods)
 
     def amount(row):
-        if "temporaries" not in row:
-            return "refused" if row else ""
         time = f", {1000 * row['seconds']:.1f} ms" if "seconds" in row else ""
-        return f"{row['temporaries'] / 1e6:.0f}{time}"
+        return f"{row['temporaries'] / 1e6:.0f}{time}" if "temporaries" in row else ""
 
-    methods = []
-    for method, found in lite0.items():
+    rows = []
+    for method, found in methods.items():
         devices, row = next(iter(found.items()))
-        bare = lite0["saliency" if row["draws"] == 1 else "saliency of 8"].get(devices)
+        like = "saliency" if row["draws"] == 1 else "saliency of 8"
+        bare = methods.get(like, {}).get(devices)
         ratios = over_bare(row, bare) if bare else ["", ""]
-        fits = [f"{one['at_once']} ({name})" for name, one in chunks.get(method, {}).items()]
         memory = [amount(found.get(name, {})) for name in slices]
-        methods.append([method, str(row["draws"]), *ratios, *memory, ", ".join(fits)])
-    weights = []
-    for name in slices:
-        methods_of_large = ("saliency of 4", "noisegrad(smoothgrad(saliency))")
-        bare, row = (large.get(method, {}).get(name, {}) for method in methods_of_large)
-        if row.keys() >= {"temporaries"} <= bare.keys():
-            sizes = (row["arguments"], bare["temporaries"], row["temporaries"])
-            moved = f"{row['gathered'] / 1e6:.0f} of {row['smallest_divided_weight'] / 1e6:.0f}"
-            cells = [*(f"{size / 1e9:.1f}" for size in sizes), *over_bare(row, bare), moved]
-            weights.append([name, *cells])
-        elif row:
-            weights.append([name, "refused", *[""] * 5])
-
-    rows = [row for found in lite0.values() for row in found.values()]
-    of_xla = sum(row["convolutions_of_xla"] > 0 for row in rows)
-    chosen = (
-        f"Of {len(rows)} programs on Lite0 {of_xla} have XLA's own grouped convolutions, which are "
-        f"sums of shifted images on a CPU, {sum(row['branches'] > 0 for row in rows)} have a "
-        f"branch, as noise has on a CPU, and {sum(row['cycles_in_loops'] > 0 for row in rows)} a "
-        "loop."
+        fits = [f"{one['at_once']} ({name})" for name, one in chunks.get(method, {}).items()]
+        rows.append([method, str(row["draws"]), *ratios, *memory, ", ".join(fits)])
+    programs = [row for found in methods.values() for row in found.values()]
+    of_xla, branches, loops = (
+        sum(row.get(key, 0) > 0 for row in programs)
+        for key in ("convolutions_of_xla", "branches", "cycles_in_loops")
+    )
+    noisy, bare = methods.get("noisegrad", {}), methods.get("saliency", {})
+    cycles = ", ".join(
+        f"{noisy[name]['cycles'] / bare[name]['cycles']:.2f} ({name})"
+        for name in slices
+        if noisy.get(name, {}).get("cycles") and name in bare
+    )
+    blocks = record["blocks"]
+    estimated = (
+        f" By the compiler's estimate, in cycles of a bare gradient, a draw of NoiseGrad takes "
+        f"{cycles}; the noise of {blocks['trips']} of the {blocks['leaves']} leaves is drawn at "
+        f"once, {blocks['numbers_of_a_trip']} numbers for each."
     )
     return paragraphs(
-        table(["Lite0", "at once", "FLOPs", "bytes", *slices, "chunk in 16 GB"], methods),
-        chosen + noise_of_small_leaves(lite0, blocks),
-        table(
-            ["transformer", "weights", "gradients", "NoiseGrad", "FLOPs", "bytes", "gathered"],
-            weights,
-        ),
-        source(record, f"libtpu {record['libtpu']}" if "libtpu" in record else "run there"),
+        table(["method", "at once", "FLOPs", "bytes", *slices, "chunk in 16 GB"], rows),
+        f"Of {len(programs)} programs {of_xla} have XLA's own grouped convolutions, which are sums "
+        f"of shifted images on a CPU; {branches} have a branch, as noise has on a CPU; {loops} "
+        f"have a loop.{estimated if cycles else ''}",
+        tpu_source(record),
     )
 
 
-def noise_of_small_leaves(lite0, blocks):
-    """What NoiseGrad's draw of weights takes, by the TPU compiler's own estimate."""
-    noisy, bare = (lite0.get(method, {}) for method in ("noisegrad", "saliency"))
-    shares = [
-        f"{row['cycles'] / bare[name]['cycles']:.2f} on {name}"
-        for name, row in noisy.items()
-        if bare.get(name, {}).get("cycles")
-    ]
-    if not shares:
-        return ""
-    return (
-        f" A draw of NoiseGrad takes {', '.join(shares)} of the cycles that are estimated for a "
-        f"bare gradient; the noise of {blocks['trips']} of the {blocks['leaves']} leaves is made "
-        f"at once, {blocks['numbers_of_a_trip']} numbers for each."
-    )
+def tpu_transformer(record):
+    """What a device holds of a transformer whose weights are divided."""
+    methods = record["parts"].get("transformer", {})
+    rows = []
+    for name in slices_of(methods):
+        bare, noisy = (
+            methods.get(method, {}).get(name, {})
+            for method in ("saliency of 4", "noisegrad(smoothgrad(saliency))")
+        )
+        weights, gradients, noise = (
+            f"{row[key] / 1e9:.1f}" if key in row else "refused" if "refused" in row else ""
+            for row, key in ((bare, "arguments"), (bare, "temporaries"), (noisy, "temporaries"))
+        )
+        rest = [""] * 3
+        if "flops" in bare.keys() & noisy.keys():
+            gathered, smallest = noisy["gathered"], noisy["smallest_divided_weight"]
+            rest = [*over_bare(noisy, bare), f"{gathered / 1e6:.0f} of {smallest / 1e6:.0f}"]
+        rows.append([name, weights, gradients, noise, *rest])
+    header = ["", "weights", "gradients", "NoiseGrad", "FLOPs", "bytes", "gathered"]
+    return paragraphs(table(header, rows), tpu_source(record))
+
+
+def slices_of(methods):
+    """The names of the devices of a part, in order."""
+    found = {devices for rows in methods.values() for devices in rows}
+    return sorted(found, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+
+
+def over_bare(row, bare):
+    """FLOPs and bytes of a draw over those of a gradient, of as many at once."""
+    share = bare["draws"] / row["draws"]
+    return [digits(share * row[key] / bare[key], 3) for key in ("flops", "bytes")]
+
+
+def tpu_source(record):
+    """Where a record was compiled, and where it was run too."""
+    libtpu = record.get("libtpu")
+    return source(record, f"compiled by libtpu {libtpu}" if libtpu else "compiled, and run there")
 
 
 TABLES = {  # the record of each, and what is said of it
@@ -585,6 +593,7 @@ TABLES = {  # the record of each, and what is said of it
     "text": ("text", text),
     "throughput": ("throughput", throughput),
     "tpu": ("tpu", tpu),
+    "tpu_transformer": ("tpu", tpu_transformer),
     "weight_noise_lite0": ("calibrate-efficientnet-lite0", weight_noise),
     "weight_noise_minilm": ("calibrate-minilm-l6", weight_noise),
 }

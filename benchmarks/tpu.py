@@ -85,7 +85,8 @@ def main():
             print(made, flush=True)
             parts.setdefault(part, {}).setdefault(method, {})[devices] = made
             write_record(path, {**settings, "parts": parts})
-    print(tables.tpu(json.loads(path.read_text())))
+    record = json.loads(path.read_text())
+    print(tables.tpu(record), tables.tpu_transformer(record), sep="\n\n")
 
 
 def devices_here(kind):
