@@ -490,6 +490,90 @@ def filter_gain(record):
     return estimate(*gain)
 
 
+def tpu(record):
+    """What the compiler says of every method on each device, and the time where it was run."""
+    methods, chunks = record["parts"].get("lite0", {}), record["parts"].get("chunks", {})
+    slices = slices_of(methods)
+
+    def amount(row):
+        time = f", {1000 * row['seconds']:.1f} ms" if "seconds" in row else ""
+        return f"{row['temporaries'] / 1e6:.0f}{time}" if "temporaries" in row else ""
+
+    rows = []
+    for method, found in methods.items():
+        devices, row = next(iter(found.items()))
+        like = "saliency" if row["draws"] == 1 else "saliency of 8"
+        bare = methods.get(like, {}).get(devices)
+        ratios = over_bare(row, bare) if bare else ["", ""]
+        memory = [amount(found.get(name, {})) for name in slices]
+        fits = [f"{one['at_once']} ({name})" for name, one in chunks.get(method, {}).items()]
+        rows.append([method, str(row["draws"]), *ratios, *memory, ", ".join(fits)])
+    programs = [row for found in methods.values() for row in found.values()]
+    of_xla, branches, loops = (
+        sum(row.get(key, 0) > 0 for row in programs)
+        for key in ("convolutions_of_xla", "branches", "cycles_in_loops")
+    )
+    noisy, bare = methods.get("noisegrad", {}), methods.get("saliency", {})
+    cycles = ", ".join(
+        f"{noisy[name]['cycles'] / bare[name]['cycles']:.2f} ({name})"
+        for name in slices
+        if noisy.get(name, {}).get("cycles") and name in bare
+    )
+    blocks = record["blocks"]
+    estimated = (
+        f" By the compiler's estimate, in cycles of a bare gradient, a draw of NoiseGrad takes "
+        f"{cycles}; the noise of {blocks['trips']} of the {blocks['leaves']} leaves is drawn at "
+        f"once, {blocks['numbers_of_a_trip']} numbers for each."
+    )
+    return paragraphs(
+        table(["method", "at once", "FLOPs", "bytes", *slices, "chunk in 16 GB"], rows),
+        f"Of {len(programs)} programs {of_xla} have XLA's own grouped convolutions, which are sums "
+        f"of shifted images on a CPU; {branches} have a branch, as noise has on a CPU; {loops} "
+        f"have a loop.{estimated if cycles else ''}",
+        tpu_source(record),
+    )
+
+
+def tpu_transformer(record):
+    """What a device holds of a transformer whose weights are divided."""
+    methods = record["parts"].get("transformer", {})
+    rows = []
+    for name in slices_of(methods):
+        bare, noisy = (
+            methods.get(method, {}).get(name, {})
+            for method in ("saliency of 4", "noisegrad(smoothgrad(saliency))")
+        )
+        weights, gradients, noise = (
+            f"{row[key] / 1e9:.1f}" if key in row else "refused" if "refused" in row else ""
+            for row, key in ((bare, "arguments"), (bare, "temporaries"), (noisy, "temporaries"))
+        )
+        rest = [""] * 3
+        if "flops" in bare.keys() & noisy.keys():
+            gathered, smallest = noisy["gathered"], noisy["smallest_divided_weight"]
+            rest = [*over_bare(noisy, bare), f"{gathered / 1e6:.0f} of {smallest / 1e6:.0f}"]
+        rows.append([name, weights, gradients, noise, *rest])
+    header = ["", "weights", "gradients", "NoiseGrad", "FLOPs", "bytes", "gathered"]
+    return paragraphs(table(header, rows), tpu_source(record))
+
+
+def slices_of(methods):
+    """The names of the devices of a part, in order."""
+    found = {devices for rows in methods.values() for devices in rows}
+    return sorted(found, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+
+
+def over_bare(row, bare):
+    """FLOPs and bytes of a draw over those of a gradient, of as many at once."""
+    share = bare["draws"] / row["draws"]
+    return [digits(share * row[key] / bare[key], 3) for key in ("flops", "bytes")]
+
+
+def tpu_source(record):
+    """Where a record was compiled, and where it was run too."""
+    libtpu = record.get("libtpu")
+    return source(record, f"compiled by libtpu {libtpu}" if libtpu else "compiled, and run there")
+
+
 TABLES = {  # the record of each, and what is said of it
     "breaking": ("breaking", breaking),
     "breaking_layers": ("breaking", breaking_layers),
@@ -508,6 +592,8 @@ TABLES = {  # the record of each, and what is said of it
     "spectra": ("spectra", spectra),
     "text": ("text", text),
     "throughput": ("throughput", throughput),
+    "tpu": ("tpu", tpu),
+    "tpu_transformer": ("tpu", tpu_transformer),
     "weight_noise_lite0": ("calibrate-efficientnet-lite0", weight_noise),
     "weight_noise_minilm": ("calibrate-minilm-l6", weight_noise),
 }

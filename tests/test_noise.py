@@ -82,6 +82,20 @@ def test_small_leaves_draw_no_more_than_they_need_and_large_ones_in_their_shape(
     assert asked((3,), (2, 5), (50, 60), where=(True, False, False)) == {(10,)}
 
 
+def test_small_leaves_draw_the_same_numbers_on_gpus_and_tpus_without_a_loop(monkeypatch, key):
+    noisy = sj.noisegrad(lambda params: params, 0.3, num_samples=1)
+    params = [jnp.linspace(1.0, 2.0, size) for size in (3, 70, 9000, 64)]
+    want = noisy(key, params)
+    traced = jax.jit(noisy).trace(key, params)
+    loops = {p: "while" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
+    assert loops == {"cpu": True, "tpu": False}
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *blocks, cpu, default: default(*blocks)
+    )
+    for a, b in zip(noisy(key, params), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_positions_beyond_32_bits_are_told_apart(monkeypatch):
     """With words of 4 bits, since no array of 2**32 numbers fits here."""
     monkeypatch.setattr(_box_muller, "_WORD", 2**4)
