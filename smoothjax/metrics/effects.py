@@ -16,6 +16,7 @@ from smoothjax._axes import IMAGE, Default, check_axes
 from smoothjax._checks import check_function, check_number
 from smoothjax._grid import check_grid, grid_cells
 from smoothjax._loop import accumulate, check_count
+from smoothjax._shown import shown
 from smoothjax._statistics import norm
 from smoothjax._trees import fit
 from smoothjax._typing import Axes, Metric, PerAxis, Score
@@ -26,6 +27,7 @@ from smoothjax.metrics.similarity import spearman
 Replacement = Callable[[jax.Array, jax.Array], Any]
 
 
+@shown
 def _uniform(key, x):
     """Numbers from the least to the greatest of x."""
     return jax.random.uniform(key, x.shape, x.dtype, jnp.min(x), jnp.max(x))
