@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 
 import smoothjax as sj
 from smoothjax import metrics, plotting, spectral
@@ -325,7 +326,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", slow_but(list(TABLE), "sobol", "kernel_shap"))
 def test_features_of_a_table_share_no_cell_unasked(name):
     got = of(TABLE[name])(jnp.arange(1.0, 31.0))
     assert got.shape == (30,)

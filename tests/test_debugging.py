@@ -161,6 +161,7 @@ NAN_FREE = ["smoothgrad", "hsic", "variance", "max_sensitivity", "rise", *MORE]
 @pytest.mark.parametrize(
     "name", slow_but(NAN_FREE, "smoothgrad", "hsic", "variance", "smoothdiff", "lrp", "best_cutoff")
 )
+@pytest.mark.slow
 def test_no_nan_on_the_way(name):
     with jax.debug_nans(True):
         ALL[name](KEY, W, X)

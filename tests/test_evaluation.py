@@ -13,6 +13,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 from scipy import stats
 
 import smoothjax as sj
@@ -122,7 +123,7 @@ def one_by_one(num=7):
         yield np.asarray(XS[i]), int(LABELS[i])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("batch_size", slow_but([1, 3, 100], 3))
 def test_scores_are_those_of_a_loop_over_examples(batch_size):
     check_scores(run(batch_size=batch_size))
 

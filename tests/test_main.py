@@ -229,6 +229,7 @@ def explainers(net, num):
 @pytest.mark.parametrize(
     "name", slow_but(list(explainers(small_network(), 64)), "smoothgrad", "noisegrad", "forgrad")
 )
+@pytest.mark.slow
 def test_maps_and_their_errors_are_those_of_the_library(bee, name):
     explain = jax.jit(explainers(bee.net, 64)[name])
     estimate = explain(jax.random.key(5), bee.net.params, bee.x, NAMES.index("bee"))

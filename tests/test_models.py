@@ -220,7 +220,7 @@ def test_keras_noisegrad(keras, key):
         np.testing.assert_array_equal(v.value, value)
 
 
-@pytest.fixture(params=[plain, flax_linen, flax_nnx, equinox, "keras"])
+@pytest.fixture(params=slow_but([plain, flax_linen, flax_nnx, equinox, "keras"], flax_nnx, "keras"))
 def model(request):
     if request.param == "keras":
         keras = request.getfixturevalue("keras")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import slow_but
 from scipy import stats
 
 import smoothjax as sj
@@ -55,7 +56,9 @@ def test_parts_of_large_leaves_are_independent():
         assert abs(correlation) < 5 / np.sqrt(first.size)
 
 
-@pytest.mark.parametrize("sampler", [box_muller, jax.random.normal, jax.random.rademacher])
+@pytest.mark.parametrize(
+    "sampler", slow_but([box_muller, jax.random.normal, jax.random.rademacher], box_muller)
+)
 def test_the_documented_keys_give_the_noise(sampler):
     """fold_in(key, draw), split; fold_in(noise key, leaf); then a number for each position."""
     x = (jnp.zeros((2, 3)), jnp.zeros(7), jnp.zeros((60, 50)), jnp.zeros(()))
@@ -447,7 +450,11 @@ def test_box_muller_is_right_at_the_ends_of_its_words(monkeypatch):
 
 @pytest.mark.parametrize(
     ("sampler", "impl"),
-    [(jax.random.normal, "threefry2x32"), (box_muller, "threefry2x32"), (box_muller, "rbg")],
+    [
+        pytest.param(jax.random.normal, "threefry2x32", marks=pytest.mark.slow),
+        (box_muller, "threefry2x32"),
+        pytest.param(box_muller, "rbg", marks=pytest.mark.slow),
+    ],
 )
 def test_samplers_are_standard_normal(sampler, impl):
     """In the bulk, in the moments, in the tails and jointly, on two million numbers of many keys.
@@ -678,6 +685,7 @@ def test_weights_are_perturbed_once_not_anew_for_each_pixel(key):
     assert " conditional(" in compiled.as_text()
 
 
+@pytest.mark.slow
 def test_empty_leaves_change_nothing(key):
     alone = draws_of({"a": jnp.zeros(3, np.float32)}, 1.0, num_samples=2)["a"]
     with jax.enable_x64():

@@ -66,7 +66,10 @@ SOFTENED = {
 }
 
 
-@pytest.mark.parametrize("name", SOFTENED)
+@pytest.mark.parametrize(
+    "name",
+    [n if i % 2 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(SOFTENED)],
+)
 def test_a_map_of_zeros_has_the_derivative_0(name):
     with jax.debug_nans(True):
         gradient = jax.jit(jax.grad(SOFTENED[name]))(ZEROS)
@@ -165,6 +168,7 @@ SPREAD = jnp.cos(jnp.arange(44.0)).reshape(11, 4)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-36, 1e25])
+@pytest.mark.slow
 def test_scale_free_metrics_have_the_derivatives_of_any_scale(scale):
     a, b = jnp.array([1.0, 2.0, -1.0, 5.0]), jnp.array([2.0, -1.0, 3.0, 4.0])
     kinds = [

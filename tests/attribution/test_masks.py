@@ -164,6 +164,7 @@ def test_of_noisegrad_of_the_score(method, key):
 
 
 @each_tabular
+@pytest.mark.slow
 def test_any_pytree_at_any_position(method, key):
     """Two float leaves side by side are one longer leaf; integers are let be, and get float0."""
     tree = {
@@ -282,6 +283,7 @@ def test_half_precision_is_mixed_in_single_precision():
 
 
 @each_tabular
+@pytest.mark.slow
 def test_a_baseline_can_be_an_array_or_a_function(method, key):
     w, x = jnp.arange(1.0, 6.0), jnp.linspace(0.5, 1.5, 5)
 

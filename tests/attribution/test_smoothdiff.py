@@ -471,7 +471,7 @@ def test_a_mask_without_noise_may_be_infinite(key):
     jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", slow_but([jnp.bfloat16, jnp.float16], jnp.float16))
 def test_half_precision(dtype, key):
     half = jax.tree.map(lambda a: a.astype(dtype), (KERNELS[:2], IMAGE))
 
@@ -485,7 +485,7 @@ def test_half_precision(dtype, key):
     assert cosine(found.astype(jnp.float32), explain(key, KERNELS, IMAGE)) > 0.98
 
 
-@pytest.mark.parametrize("scale", [255, 1e-4])
+@pytest.mark.parametrize("scale", slow_but([255, 1e-4], 255))
 def test_squares_leave_the_range_of_float16(scale, key):
     def score(params, x):
         hidden = jax.nn.relu(x @ params)

@@ -519,6 +519,7 @@ SCANS = {
 
 
 @pytest.mark.parametrize("score", SCANS.values(), ids=SCANS)
+@pytest.mark.slow
 def test_a_scan_is_unrolled(score):
     assert "scan" in primitives(score)
     assert "scan" not in primitives(score, has_tanh)

@@ -328,6 +328,7 @@ def test_what_predict_returns_is_checked(key):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
+@pytest.mark.slow
 def test_a_traced_label_that_there_is_not_gives_nan(label, data, key):
     xs, labels = data
     labels = labels.at[3].set(label)

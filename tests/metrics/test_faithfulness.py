@@ -191,6 +191,7 @@ def test_curves_of_a_stochastic_score_are_of_one_draw():
 
 
 @each_metric
+@pytest.mark.slow
 def test_of_x_alone_and_with_more_arguments(name):
     expected = compiled(name)(KEY, W, X, ATTRIBUTION)
     alone = jax.jit(judge(name, lambda x: smooth(W, x), argnum=0))

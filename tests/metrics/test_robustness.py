@@ -225,6 +225,7 @@ def test_what_does_not_change_scores_0(metric, key):
 
 
 @each_metric
+@pytest.mark.slow
 def test_a_radius_that_is_zero_everywhere_is_no_test(metric, key):
     rule = sj.relative(0.1)
     assert np.isnan(run(metric, scaled, key, 3.0, jnp.ones(4), radius=rule))

@@ -276,12 +276,14 @@ def test_any_layout_gives_the_same(axes, channel_axis, key):
     close(jnp.moveaxis(moved, 1, -1), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_grey_map_is_one_channel(key):
     x, guess = random_map((9, 12)), random_map((9, 12), seed=1)
     grey = program(3.0, 5, channel_axis=None)(key, guess, x)
     close(grey, program(3.0, 5)(key, guess[..., None], x[..., None])[..., 0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_channels_without_an_axis_for_them_are_apart(key):
     """Each has its own scale and gain."""
     x, guess = random_map(), random_map(seed=1)

@@ -38,7 +38,7 @@ def random_map(shape, seed=0, dtype=np.float32):
 # Power spectra
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", slow_but(SHAPES, (15, 40), (31, 33), (24,), (6, 9, 8)))
 def test_parseval(shape):
     x = random_map(shape)
     spectrum = power_spectrum(x, all_axes(x))
@@ -353,6 +353,7 @@ def test_wiener_composes_and_keeps_structure_and_dtype(key):
     "reduction",
     slow_but({"wiener": WIENER, "joint": JOINT_WIENER, "rings": SIGNAL_AND_NOISE}, "joint"),
 )
+@pytest.mark.slow
 def test_derivatives_of_the_loop_are_those_of_all_draws_at_once(reduction):
     """The first and the second; the loop goes over the draws a second time."""
     draws = noisy(random_map((6, 5, 2)), 0.5, num=9)

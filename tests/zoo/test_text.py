@@ -152,6 +152,7 @@ EXPLAINERS = {
 
 
 @pytest.mark.parametrize("name", slow_but(list(EXPLAINERS), *list(EXPLAINERS)[:3]))
+@pytest.mark.slow
 def test_padding_gets_exactly_zero_and_changes_nothing(name, key):
     explain = EXPLAINERS[name]
     keys = (key,) if sj.is_stochastic(explain) else ()
