@@ -24,9 +24,10 @@ from smoothjax.attribution._trace import by_rules, trace
 def guided_backprop(score: Score, *, argnum: int = 1) -> Explainer:
     """Returns an explainer of the gradient that passes back through ReLUs only where positive.
 
-    The derivative g of what follows a ReLU of x becomes `max(g, 0)` where x > 0, and 0 elsewhere.
-    The map shows edges of the input more than what the class depends on (Nie et al. 2018, arXiv
-    1805.07039).
+    The derivative g of what follows a ReLU of x becomes `max(g, 0)` where x > 0, and 0 elsewhere. A
+    ReLU is `jax.nn.relu` or `relu6`, `jnp.maximum(x, 0)`, a clip from 0, `jnp.where(x > 0, x, 0)`
+    or `x * (x > 0)`; written otherwise, beside one of these, it keeps its derivative. The map shows
+    edges of the input more than what the class depends on (Nie et al. 2018, arXiv 1805.07039).
 
     Args:
       score: a function `score(params, x, *rest)` that returns a scalar; or a stochastic one.

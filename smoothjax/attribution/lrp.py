@@ -56,7 +56,7 @@ def lrp(score: Score, rules: Rule = epsilon(), *, argnum: int = 1) -> Explainer:
     - Sums, means and residual connections divide relevance in proportion to their terms, max
       pooling gives it to the maximum.
     - An elementwise function f of x passes it on (the ratio `f(x) / x` of AttnLRP), but for
-      f(0), which is a bias.
+      f(0), which is a bias; what `jax.lax.stop_gradient` stops inside it counts.
     - A product of two activations gives half to each; a softmax has the derivative of its Taylor
       expansion at x; and what layer norms and RMS norms divide by is a constant.
 

@@ -62,8 +62,8 @@ def smoothdiff(
     """Returns an explainer of about the map that SmoothGrad has after hundreds of draws.
 
     It is the product of the mean derivatives of all layers under noise on x, in place of the mean
-    of their product. That is exact for one layer with a nonlinearity, and elsewhere close: on
-    EfficientNet-Lite0 it has a cosine of 0.9 to SmoothGrad's limit, which SmoothGrad itself has
+    of their product. That is exact for nonlinearities behind one linear map, and elsewhere close:
+    on EfficientNet-Lite0 it has a cosine of 0.9 to SmoothGrad's limit, which SmoothGrad itself has
     after 400 draws; but more draws do not bring it all the way. `smoothgrad_toward` starts there
     and goes on. Two keys give nearly the same map. It is not more faithful than SmoothGrad.
 

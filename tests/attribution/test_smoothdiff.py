@@ -17,6 +17,7 @@ from smoothjax._perturb import additive, perturbation
 from smoothjax.attribution._piecewise import Piecewise
 from smoothjax.attribution._plan import plan
 from smoothjax.attribution._trace import trace
+from smoothjax.attribution.smoothdiff import _over_pairs
 from smoothjax.zoo.convolution import convolution, depthwise
 
 SIGMA = 0.3
@@ -169,6 +170,13 @@ def test_two_layers_by_hand(key):
     want = ((w3 * second) @ w2.T * first) @ w1.T
     explain = jax.jit(sj.smoothdiff(two_layers, SIGMA, num_samples=6))
     np.testing.assert_allclose(explain(key, None, ROWS), want, rtol=2e-4, atol=2e-5)
+
+
+def test_one_pair_does_not_show_the_noise_of_means():
+    a, channels = jnp.ones((3, 2)), jnp.ones((3, 1, 2))
+    for num_pairs, noise in ((1, jnp.inf), (2, 0)):
+        found = _over_pairs(a, channels[:2], channels, (0,), num_pairs)
+        np.testing.assert_array_equal(found.means_noise, jnp.full((1, 2), noise))
 
 
 MAXIMA = {
