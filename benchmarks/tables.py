@@ -371,7 +371,7 @@ def smoothdiff(record):
         gradients = f"{found['gradients']:.1f}" if "gradients" in found else ""
         cosines = [f"{found[key]:.3f}" for key in ("mean", "least")]
         rows.append([titles[method], draws, *cosines, gradients])
-    network = record.get("network", "efficientnet-lite0")
+    network = record["network"]
     what = f"`{network}`, {len(record['photos'])} photos, two keys, "
     what += f"two limits of {record['reference']} draws"
     header = ["method", "draws", "mean cosine", "least", "time in gradients"]
