@@ -54,7 +54,8 @@ def class_score(apply: Callable[..., jax.Array]) -> Score:
             and outputs.shape in [(num,), (1, num)]
             and jnp.issubdtype(outputs.dtype, jnp.floating),
             "apply(params, x) must return floating-point outputs of shape (n,), one for each "
-            f"class, for one example; got shape {outputs.shape} and dtype {outputs.dtype}.",
+            f"class, for one example; got shape {outputs.shape} and dtype {outputs.dtype}. Of a "
+            "batch, jax.vmap the explainer over x.",
         )
         outputs = outputs.reshape(num)
         if not isinstance(label, Tracer):

@@ -69,6 +69,18 @@ def test_the_documented_keys_give_the_noise(sampler):
         np.testing.assert_allclose(draws[i][1], want, rtol=1e-5, atol=1e-6)
 
 
+def test_the_documented_keys_of_weights_and_of_what_is_explained():
+    """Weights are times 1 + sigma eps; the other half of the split key is the explainer's."""
+    params = jnp.linspace(1.0, 2.0, 3000)
+    see = sj.stochastic(lambda key, params: (params, jax.random.normal(key)))
+    stacked = sj.noisegrad(see, 0.3, num_samples=2, reduction=reductions.stack())
+    drawn, seen = stacked(jax.random.key(5), params)
+    noise_key, inner_key = jax.random.split(jax.random.fold_in(jax.random.key(5), 1))
+    eps = box_muller(jax.random.fold_in(noise_key, 0), params.shape)
+    np.testing.assert_allclose(drawn[1], params * (1 + 0.3 * eps), rtol=1e-5)
+    np.testing.assert_allclose(seen[1], jax.random.normal(inner_key), rtol=1e-5)
+
+
 def test_small_leaves_draw_no_more_than_they_need_and_large_ones_in_their_shape():
     def asked(*shapes, **options):
         seen = []
