@@ -518,8 +518,7 @@ SCANS = {
 }
 
 
-@pytest.mark.parametrize("score", SCANS.values(), ids=SCANS)
-@pytest.mark.slow
+@pytest.mark.parametrize("score", slow_but(SCANS, "backwards", "fori_loop"))
 def test_a_scan_is_unrolled(score):
     assert "scan" in primitives(score)
     assert "scan" not in primitives(score, has_tanh)
