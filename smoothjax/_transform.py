@@ -54,6 +54,8 @@ def stochastic(fun: Explainer) -> Explainer:
     def marked(key, /, *args, **kwargs):
         return fun(key, *args, **kwargs)
 
+    if isinstance(fun, functools.partial):  # which otherwise says itself whether it takes a key
+        del marked.__wrapped__
     setattr(marked, _MARK, True)
     return marked
 

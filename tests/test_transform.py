@@ -235,3 +235,14 @@ def test_the_core_needs_jax_and_numpy_only():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_mark_on_a_partial_counts(key):
+    """Of a function whose key comes after what is bound, if somebody says so."""
+    drawn = sj.stochastic(
+        functools.partial(lambda scale, key, x: scale * jax.random.normal(key), 2.0)
+    )
+    assert sj.is_stochastic(drawn)
+    assert sj.is_stochastic(jax.jit(drawn))
+    assert not sj.is_stochastic(functools.partial(drawn, key))
+    assert drawn(key, None) == 2 * jax.random.normal(key)
