@@ -79,10 +79,7 @@ def local_lipschitz(
     """
 
     def slope(explained, moved, step):
-        change = _norm(_difference(moved, explained))
-        length = _norm([step]).astype(change.dtype)
-        # A step that was rounded away says nothing.
-        return change / jnp.where(length == 0, 1, length)
+        return _per_length(_norm(_difference(moved, explained)), [step])
 
     return _over_box(
         explain,
@@ -245,9 +242,7 @@ def relative_input_stability(
     def stability(explained, moved, step):
         (map_, x), (moved_map, moved_x) = explained, moved
         change = _norm(_relative_difference(moved_map, map_, epsilon))
-        length = _norm(_relative_difference(moved_x, x, epsilon)).astype(change.dtype)
-        # A step that was rounded away says nothing.
-        return change / jnp.where(length == 0, 1, length)
+        return _per_length(change, _relative_difference(moved_x, x, epsilon))
 
     return _over_box(
         _beside(explain, lambda key, *args, **kwargs: argument(args, argnum)),
@@ -376,6 +371,12 @@ def _over_box(explain, change, reduction, *, radius, num_samples, argnum, chunk_
         return jnp.where(moves, found, jnp.nan)  # for what makes no test would pass it
 
     return metric
+
+
+def _per_length(change, step):
+    """A change over the length of a step: one that was rounded away says nothing."""
+    length = _norm(step).astype(change.dtype)
+    return change / jnp.where(length == 0, 1, length)
 
 
 def _relative_change(explained, moved, step):
